@@ -1,0 +1,113 @@
+"""The seams of the framework. A method is an implementation of these five; the kit knows nothing else about it.
+
+`Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from invkit.camera import Camera
+from invkit.types import Estimate, Rendering, Views
+
+if TYPE_CHECKING:
+    from invkit.run import Run
+    from invkit.train.loop import Phase
+
+Scene = TypeVar("Scene")
+
+Term = Callable[[Estimate, Views], Float[Tensor, "B"]]
+"""A loss with its hyperparameters bound: one value for each image, never reduced over the batch."""
+
+Score = Callable[[Tensor, Camera, Tensor | None], Float[Tensor, "B"]]
+"""(latent, camera, label) -> objective of each image, without gradient."""
+
+
+@runtime_checkable
+class Prior(Protocol[Scene]):
+    """A frozen generator seen as a map from latents to scenes.
+
+    `num_classes` is 0 for a generator without classes; then labels are ignored and may be None.
+    """
+
+    latent_shape: tuple[int, ...]
+    num_classes: int
+
+    def sample(self, count: int, rng: Generator) -> Float[Tensor, "count *L"]:
+        """Latents from the prior distribution."""
+        ...
+
+    def decode(self, latent: Float[Tensor, "B *L"], label: Int[Tensor, "B"] | None) -> Scene:
+        """The scenes of these latents, differentiable in them."""
+        ...
+
+
+@runtime_checkable
+class Renderer(Protocol[Scene]):
+    """A picture of each scene from its camera. `extras` names optional fields of `Rendering` to fill."""
+
+    def __call__(self, scene: Scene, camera: Camera, *, extras: frozenset[str] = frozenset()) -> Rendering: ...
+
+
+class Start(NamedTuple):
+    """Where the search for each image begins; `label` is the class it is searched in (None: no classes)."""
+
+    latent: Float[Tensor, "B *L"]
+    camera: Camera
+    label: Int[Tensor, "B"] | None
+
+
+class Init(Protocol[Scene]):
+    """A first guess for each image. It must not depend on the other images of the batch."""
+
+    def __call__(self, prior: Prior[Scene], views: Views, score: Score) -> Start: ...
+
+
+class Metric(Protocol):
+    """A running measurement that can be merged over ranks: `update` many times, `merge` other ranks' states, `compute`."""
+
+    name: str
+
+    def update(self, pred: Rendering, target: Views) -> None: ...
+
+    def state(self) -> Mapping[str, Tensor]:
+        """What has been gathered so far, as plain tensors."""
+        ...
+
+    def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Replace the own state by the union of these."""
+        ...
+
+    def compute(self) -> float: ...
+
+
+class Task(Protocol):
+    """Something that trains weights: what `invkit.train.loop.fit` needs to know about it.
+
+    modules: everything with state to be saved, by name; running averages too.
+    phases: what is stepped, in order; each says at which steps it is due.
+    """
+
+    modules: Mapping[str, nn.Module]
+    phases: Sequence["Phase"]
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[Any]:
+        """Batches of steps start, start + 1, ...; each a function of (step, rank, world_size) alone.
+
+        A batch has `.to(device)`.
+        """
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Called when the phases of `step` are done (running averages live here)."""
+        ...
+
+    def report(self, run: "Run", step: int) -> None:
+        """Called at intervals on rank 0: sample pictures, metrics."""
+        ...
+
+    def finish(self, run: "Run") -> None:
+        """Called on every rank after the last step: what the training leaves behind beside weights."""
+        ...

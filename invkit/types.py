@@ -1,0 +1,69 @@
+"""What flows through the framework: photographs in, renderings and estimates out.
+
+Images are [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W] in [0, 1], everywhere.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from invkit.batch import Batch
+from invkit.camera import Camera
+
+
+@dataclass(frozen=True)
+class Views(Batch):
+    """One photograph of each of B objects, with what is known about it.
+
+    Args:
+        rgb: the picture, background kept.
+        mask: the object's silhouette.
+        camera: where it was seen from.
+        label: class, 0-based; None where the data has no classes.
+        index: position in the data set the views come from.
+    """
+
+    rgb: Float[Tensor, "B 3 H W"]
+    mask: Float[Tensor, "B 1 H W"]
+    camera: Camera
+    label: Int[Tensor, "B"] | None
+    index: Int[Tensor, "B"]
+
+    def mirror(self, index_width: int | None = None) -> "Views":
+        """The flipped photographs with the matching cameras; see `Camera.mirror` for `index_width`."""
+        return replace(self, rgb=self.rgb.flip(-1), mask=self.mask.flip(-1), camera=self.camera.mirror(index_width))
+
+
+@dataclass(frozen=True)
+class Rendering(Batch):
+    """A picture of a scene. Where nothing is hit, `rgb` and `mask` are 0 (mid grey in [-1, 1]).
+
+    Args:
+        mask: hard silhouette of a mesh, or accumulated opacity of a field.
+        soft_mask: silhouette that grades off outside the outline and so has a gradient everywhere (meshes).
+        depth: scaled depth s Z of `Camera.project`, larger is farther; 0 where nothing is hit.
+        normals: unit, camera axes.
+        coords: the object-frame position seen at each pixel (the canonical map).
+        face: index of the triangle seen, -1 where nothing is hit (meshes).
+    """
+
+    rgb: Float[Tensor, "B 3 H W"]
+    mask: Float[Tensor, "B 1 H W"]
+    soft_mask: Float[Tensor, "B 1 H W"] | None = None
+    depth: Float[Tensor, "B 1 H W"] | None = None
+    normals: Float[Tensor, "B 3 H W"] | None = None
+    coords: Float[Tensor, "B 3 H W"] | None = None
+    face: Int[Tensor, "B 1 H W"] | None = None
+
+
+@dataclass(frozen=True)
+class Estimate(Batch):
+    """One hypothesis about each image: what the object is, where it is seen from, and how that looks."""
+
+    latent: Float[Tensor, "B *L"]
+    camera: Camera
+    scene: Any
+    image: Rendering
+    label: Int[Tensor, "B"] | None = None
