@@ -71,7 +71,7 @@ class Camera(Batch):
         """One ray through every pixel of a (height, width) image.
 
         Args:
-            offset: where in its cell a pixel lies: 0.5 the center, 0 the top-left corner (the released radiance-field code).
+            offset: where in its cell a pixel lies: 0.5 the center, 0 the top-left corner (released radiance-field code).
         """
         height, width = (size, size) if isinstance(size, int) else size
         like = {"dtype": self.shift.dtype, "device": self.shift.device}
@@ -120,8 +120,8 @@ class Camera(Batch):
         """The camera of the horizontally flipped picture, for an object symmetric in x.
 
         Args:
-            index_width: where shifts follow CMR's index convention (offset 0), the width of the image in pixels: flipping
-                the columns then moves x to -x - 2/W. None is the exact mirror of the pixel-center convention.
+            index_width: image width in pixels, where shifts follow CMR's index convention (offset 0): flipping the
+                columns then moves x to -x - 2/W. None is the exact mirror of the pixel-center convention.
         """
         flip = self.shift.new_tensor([-1.0, 1.0])
         drift = self.shift.new_tensor([0.0 if index_width is None else -2.0 / index_width, 0.0])
@@ -176,7 +176,7 @@ class Camera(Batch):
         focal: Float[Tensor, "B"] | None = None,
         center: Float[Tensor, "B 2"] | None = None,
     ) -> "Camera":
-        """From camera-to-world matrices with OpenGL axes (x right, y up, looking along -z): SRN, CARLA, EG3D and friends.
+        """From camera-to-world matrices with OpenGL axes (x right, y up, looking along -z), as SRN and CARLA give.
 
         Args:
             focal: focal length over image width. None: the matrices are weak perspective in the released code's form,
@@ -205,8 +205,8 @@ class Camera(Batch):
     def to_matrix(self, distance: float = 10.0) -> tuple[Float[Tensor, "B 4 4"], Float[Tensor, "B"]]:
         """Camera-to-world matrices with OpenGL axes, and focal lengths over image width.
 
-        A batch is weak or full perspective as a whole. Weak: the camera plane is put `distance` object units (times 1/s)
-        before the center, the matrix is divided by the scale, and the focal lengths are infinite.
+        A batch is weak or full perspective as a whole. Weak: the camera plane lies `distance` / s object units before
+        the center, the matrix is divided by the scale, and the focal lengths are infinite.
 
         Raises:
             ValueError: weak and full perspective are mixed.

@@ -66,7 +66,7 @@ class Init(Protocol[Scene]):
 
 
 class Metric(Protocol):
-    """A running measurement that can be merged over ranks: `update` many times, `merge` other ranks' states, `compute`."""
+    """A running measurement: `update` many times, `merge` the ranks' states, `compute`."""
 
     name: str
 

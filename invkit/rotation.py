@@ -45,7 +45,7 @@ def conjugate(quat: Quaternion) -> Quaternion:
 
 
 def mirror(quat: Quaternion) -> Quaternion:
-    """The rotation F R F with F = diag(-1, 1, 1): the pose seen in a horizontally flipped picture of an x-symmetric object."""
+    """The rotation F R F with F = diag(-1, 1, 1): how a flipped picture shows an object symmetric in x."""
     return quat * quat.new_tensor([1.0, 1.0, -1.0, -1.0])
 
 
@@ -112,7 +112,7 @@ def from_axis_angle(axis: Float[Tensor, "*B 3"], degrees: Float[Tensor, "*B"]) -
 def angle(first: Quaternion, second: Quaternion) -> Float[Tensor, "*B"]:
     """Geodesic angle between two rotations, degrees in [0, 180].
 
-    Taken from the relative quaternion with atan2, which is exact near 0 where the usual arc cosine loses half its digits.
+    Taken from the relative quaternion with atan2, which is exact near 0, where the usual arc cosine is not.
     """
     relative = multiply(conjugate(normalize(first)), normalize(second))
     return torch.atan2(relative[..., 1:].norm(dim=-1), relative[..., 0].abs()) * (360 / math.pi)
