@@ -70,15 +70,13 @@ class Run:
         """The opened run.
 
         Raises:
-            ValueError: on every rank, when the folder holds another configuration or is in use, or there is no such device.
+            ValueError: on every rank: the folder holds another configuration or is in use, or there is no such device.
         """
         chosen = self.config["run"]["device"]
         if chosen not in ("auto", "cpu", "cuda"):
             raise ValueError(f"run.device={chosen} is not one of auto, cpu, cuda")
         if chosen == "cuda" and not torch.cuda.is_available():
-            raise ValueError(
-                "run.device=cuda, but torch finds no CUDA device; use run.device=cpu or see scripts/doctor.py"
-            )
+            raise ValueError("run.device=cuda, but torch finds no CUDA device; scripts/doctor.py says more")
         ranks = dist.init()
         self.rank, self.world_size = ranks.rank, ranks.world_size
         on_gpu = chosen != "cpu" and torch.cuda.is_available()
@@ -292,9 +290,7 @@ def _refuse_untrusted(node: Any, where: str = "") -> None:
             and target.startswith(TRUSTED)
             and f"{getattr(hydra.utils.get_object(target), '__module__', '')}.".startswith(TRUSTED)
         ):
-            raise ValueError(
-                f"{where or 'configuration'}: _target_ {target!r} is not allowed, only {', '.join(TRUSTED)}"
-            )
+            raise ValueError(f"{where or 'configuration'}: _target_ {target!r} leads out of {', '.join(TRUSTED)}")
     for key, child in node.items():
         _refuse_untrusted(child, f"{where}.{key}".removeprefix("."))
 
