@@ -1,0 +1,43 @@
+# make test    the tests
+# make demo    the main job on synthetic birds: no GPU, nothing to download
+#
+# Both set everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
+# A machine without a GPU saves a large download with
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+
+PYTHON ?= python3
+VENV   ?= $(or $(VIRTUAL_ENV),.venv)
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.gan-inversion-3d
+
+RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+TOO_OLD = { echo "Python 3.11 or newer is needed, and $(1) is not; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+
+.PHONY: setup test demo lint doctor clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -x $(PY) || $(PYTHON) $(RECENT) || $(call TOO_OLD,$(PYTHON))
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) $(RECENT) || $(call TOO_OLD,$(PY))
+	$(PY) -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+test: setup
+	$(PY) -m pytest
+
+demo: setup
+	$(PY) scripts/demo.py
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+doctor: setup
+	$(PY) scripts/doctor.py
+
+# What can be made again; never runs/ or datasets/.
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
