@@ -1,7 +1,7 @@
-"""The generator of ConvMesh: a latent and a class become a texture map and a displacement map over the sphere (spec 4).
+"""The generator of ConvMesh: a latent and a class become a texture map and a displacement map over the sphere.
 
 Where the maps of a mirror-symmetric object are wanted, only the half between u = 1/4 and u = 3/4 is computed and then
-unfolded (spec 1.6). Every batch normalization is conditioned on the latent and the embedded class. The names of the
+unfolded. Every batch normalization is conditioned on the latent and the embedded class. The names of the
 submodules, and so of the entries of the state dict, are those of the published checkpoints.
 """
 
@@ -18,7 +18,7 @@ _SLOPE = 0.2
 
 
 class ConditionalBlock(nn.Module):
-    """Two convolutions with conditional normalization and leaky ReLU, added to a shortcut of the input (spec 4.1)."""
+    """Two convolutions with conditional normalization and leaky ReLU, added to a shortcut of the input."""
 
     def __init__(self, in_channels: int, out_channels: int, condition_dim: int, *, wrap: bool) -> None:
         super().__init__()

@@ -19,8 +19,8 @@ class MeshPrior:
     Args:
         generator: commonly the running average of the trained one.
         template: the sphere that displacement maps deform; symmetric as the generator is.
-        truncation: latents are drawn from the normal distribution restricted to [-truncation, truncation] in each entry,
-            which trades variety for quality (spec 5.6); None does not restrict.
+        truncation: latents are drawn from the normal distribution restricted in each entry to
+            [-truncation, truncation], which trades variety for quality; None does not restrict.
 
     Raises:
         ValueError: `truncation` is not positive, or one of generator and template is symmetric and the other is not.

@@ -1,4 +1,4 @@
-"""The reconstruction network: a photograph becomes a texture map and a displacement map (ConvMesh stage 1; spec 6.1).
+"""The reconstruction network: a photograph becomes a texture map and a displacement map (ConvMesh, first stage).
 
 It is trained through the renderer on single photographs and makes the pseudo ground truth from which the generator
 learns. The names of the submodules are those of the published checkpoints.

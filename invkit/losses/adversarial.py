@@ -1,4 +1,4 @@
-"""What generator and discriminators pay each other, on logits of patches at several scales (MeshInversion; spec 5.3).
+"""What generator and discriminators pay each other, on logits of patches at several scales (MeshInversion, 3.1).
 
 Each scale is a pair of logits [B, 1, h, w] and weights of their cells of the same size (or None: all cells alike).
 One scale of one image costs sum(f(logit) m) / sum(m), the scales are averaged with their weights, and the batch is
@@ -80,7 +80,7 @@ def hinge(*, weights: Sequence[float] | None = None) -> Adversarial:
 
 
 def least_squares(*, weights: Sequence[float] | None = None, masked: bool = True) -> Adversarial:
-    """Squared distance to 1 for reals and to 0 for fakes; the generator wants 1 (paper, Eqs. 1-2)."""
+    """Squared distance to 1 for reals and to 0 for fakes; the generator wants 1 (MeshInversion, Eqs. 1-2)."""
     return Adversarial(lambda x: (x - 1).square(), lambda x: (x - 1).square(), torch.square, weights, masked)
 
 

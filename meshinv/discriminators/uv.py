@@ -1,4 +1,4 @@
-"""Discriminators of maps over the sphere: does this texture, on this shape, look like one of the class? (spec 5.2)
+"""Discriminators of maps over the sphere: does this texture, on this shape, look like one of the class? (ConvMesh)
 
 A photograph shows part of the surface only, so a real texture has holes. The texture of a fake is cut to the visible
 part of a paired real one, the visible part is an input of its own, and each logit comes with the share of its cell
