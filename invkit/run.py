@@ -15,6 +15,7 @@ import random
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from invkit import checkpoint, dist
+from invkit.files import written_aside
 from invkit.log import Log
 
 Item = TypeVar("Item")
@@ -80,7 +82,7 @@ class Run:
         ranks = dist.init()
         self.rank, self.world_size = ranks.rank, ranks.world_size
         on_gpu = chosen != "cpu" and torch.cuda.is_available()
-        self.device = torch.device("cuda", ranks.local_rank) if on_gpu else torch.device("cpu")
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         try:
             self._claim_folder_on_rank_0()
             main = self.rank == 0
@@ -93,7 +95,7 @@ class Run:
             )
             self.checkpoints = checkpoint.Checkpoints(self.dir / "checkpoints")
         except BaseException:
-            self._release()
+            self._unlock()
             raise
         # The same on every rank: networks built from here on start with the same weights everywhere.
         random.seed(self.seed)
@@ -103,7 +105,9 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.log.close()
-        self._release()
+        self._unlock()
+        if error is None or isinstance(error, SystemExit):
+            dist.finish()  # after a failure the other ranks may not come, and leaving in order would wait for them
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
         """This rank's part of `indices`."""
@@ -131,8 +135,7 @@ class Run:
                 self._claim_folder()
             except (ValueError, OSError) as error:
                 problem = str(error)
-        # Told to all, so that no rank waits at a barrier for one that has left.
-        problem = next((p for p in dist.all_gather_states(problem) if p is not None), None)
+        problem = dist.broadcast_value(problem)  # so that no rank waits for one that has left
         if problem is not None:
             raise ValueError(problem)
 
@@ -143,9 +146,9 @@ class Run:
             # A POSIX lock: it dies with this process, however that ends, and a forked worker does not inherit it.
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            raise ValueError(
-                f"{self.dir} is in use by another process; wait for it or choose another run.dir"
-            ) from None
+            raise ValueError(f"{self.dir} is in use by another process; wait or choose another run.dir") from None
+        except OSError as error:
+            warnings.warn(f"{self.dir}: {error}. Nothing keeps a second process out of this folder.", stacklevel=2)
         frozen = self.dir / "config.yaml"
         if not frozen.exists():
             _write(self.dir / "version.json", json.dumps(code_version(), indent=2) + "\n")
@@ -159,8 +162,7 @@ class Run:
                 f"Choose another run.dir, go back to the values there, or delete {self.dir}"
             )
 
-    def _release(self) -> None:
-        dist.finish()
+    def _unlock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -199,6 +201,24 @@ def code_version() -> dict[str, Any]:
     return version
 
 
+def locate_trusted(target: Any, where: str = "_target_") -> Callable[..., Any]:
+    """The class or function that a `_target_` names.
+
+    Raises:
+        ValueError: it does not exist, or it is none of this project's or torch.optim's.
+    """
+    if not (isinstance(target, str) and target.startswith(TRUSTED)):
+        raise ValueError(f"{where}: _target_ {target!r} is not in {', '.join(TRUSTED)}")
+    try:
+        found = hydra.utils.get_object(target)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{where}: there is no {target} ({error})") from error
+    # invkit.run.subprocess.run begins well and leads out again.
+    if not (callable(found) and f"{found.__module__}.".startswith(TRUSTED)):
+        raise ValueError(f"{where}: _target_ {target} is no class or function of {', '.join(TRUSTED)}")
+    return found
+
+
 def instantiate_trusted(node: Any, **overrides: Any) -> Any:
     """The object a configuration node describes; its arguments arrive as plain values and objects.
 
@@ -207,11 +227,12 @@ def instantiate_trusted(node: Any, **overrides: Any) -> Any:
         overrides: further arguments of the outermost target.
 
     Raises:
-        ValueError: a `_target_` anywhere in the node does not lead into the packages of this project or torch.optim.
+        ValueError: `locate_trusted` refuses a `_target_` in the node, or a constructor refuses its values.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    _refuse_untrusted(node)
+    for where, target in _targets(node):
+        locate_trusted(target, where)
     try:
         return hydra.utils.instantiate(node, **overrides, _convert_="all")
     except InstantiationException as error:
@@ -243,6 +264,10 @@ def load_module(path: str | Path, module: str = "generator", state: str | None =
         raise ValueError(f"{path}: no weights named {state}, only {sorted(payload['modules'])}")
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}  # saved by a running average
+    for where, target in _targets(networks[module], f"task.{module}"):
+        # Building a network calls constructors alone; a function would be called with arguments of the file's choice.
+        if not isinstance(locate_trusted(target, where), type):
+            raise ValueError(f"{path}: {where} of its stored configuration is not a class: {target}")
     network = instantiate_trusted(networks[module])
     if not isinstance(network, nn.Module):
         raise ValueError(f"{path}: task.{module} of its stored configuration is not a network but {type(network)}")
@@ -276,23 +301,16 @@ def main(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[
     return decorate
 
 
-def _refuse_untrusted(node: Any, where: str = "") -> None:
-    if isinstance(node, list):
+def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, `_target_`) of every node in `node`."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield where or "the configuration", node["_target_"]
+        for key, child in node.items():
+            yield from _targets(child, f"{where}.{key}".removeprefix("."))
+    elif isinstance(node, list):
         for index, child in enumerate(node):
-            _refuse_untrusted(child, f"{where}[{index}]")
-    if not isinstance(node, Mapping):
-        return
-    if "_target_" in node:
-        target = node["_target_"]
-        # The second test: invkit.run.subprocess.run begins well and leads out again.
-        if not (
-            isinstance(target, str)
-            and target.startswith(TRUSTED)
-            and f"{getattr(hydra.utils.get_object(target), '__module__', '')}.".startswith(TRUSTED)
-        ):
-            raise ValueError(f"{where or 'configuration'}: _target_ {target!r} leads out of {', '.join(TRUSTED)}")
-    for key, child in node.items():
-        _refuse_untrusted(child, f"{where}.{key}".removeprefix("."))
+            yield from _targets(child, f"{where}[{index}]")
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -313,9 +331,5 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text(text)
