@@ -1,0 +1,156 @@
+"""What a data set of single images is, and the one way in which an image is cut out around its object.
+
+Every data set gives `Views` of one image at a time, on the CPU, as a pure function of the index: there is no hidden
+random state, so any process may read any item in any order.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invkit.batch import Batch
+from invkit.camera import Camera
+from invkit.images import Box, composite, crop_pad, resize_bilinear, square_box
+from invkit.types import Views
+
+Resample = Callable[[Float[Tensor, "B C H W"], int], Float[Tensor, "B C h w"]]
+
+
+class ImageSet(ABC):
+    """A finite list of single views.
+
+    names: one for each item, unique; "/" apart they can be file names.
+    num_classes: labels are in [0, num_classes); 0 where there are none.
+    size: height and width of every image.
+    """
+
+    names: list[str]
+    num_classes: int
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Views:
+        """Item `index` as a batch of one, float32, on the CPU."""
+
+    def batch(self, indices: Sequence[int]) -> Views:
+        """These items as one batch, in this order."""
+        return Views.cat([self[index] for index in indices])
+
+    def _position(self, index: int) -> int:
+        """`index` counted from the front, as a sequence counts."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of a data set of {len(self)}")
+        return index % len(self)
+
+
+class Subset(ImageSet):
+    """Chosen items of another data set; `Views.index` and `names` count within the choice."""
+
+    def __init__(self, dataset: ImageSet, indices: Sequence[int]) -> None:
+        self.dataset = dataset
+        self.indices = [dataset._position(index) for index in indices]
+        self.names = [dataset.names[index] for index in self.indices]
+        self.num_classes, self.size = dataset.num_classes, dataset.size
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("a subset takes each item once: names must stay unique")
+
+    def __getitem__(self, index: int) -> Views:
+        position = self._position(index)
+        return replace(self.dataset[self.indices[position]], index=torch.tensor([position]))
+
+
+def subset(dataset: ImageSet, indices: Sequence[int]) -> Subset:
+    """The chosen items, in the order given.
+
+    Raises:
+        ValueError: an item is chosen twice.
+        IndexError: there is no such item.
+    """
+    return Subset(dataset, indices)
+
+
+class Cached(ImageSet):
+    """A data set whose items stay in memory once read, just as they are."""
+
+    def __init__(self, dataset: ImageSet, max_bytes: int = 4 * 2**30) -> None:
+        """Read the first item to learn how much memory all of them will take.
+
+        Raises:
+            ValueError: they take more than `max_bytes`.
+        """
+        self.dataset = dataset
+        self.names, self.num_classes, self.size = dataset.names, dataset.num_classes, dataset.size
+        self._items: dict[int, Views] = {}
+        if len(dataset):
+            total = _num_bytes(self[0]) * len(dataset)
+            if total > max_bytes:
+                raise ValueError(
+                    f"{len(dataset)} images of {dataset.size} px take {total / 2**30:.1f} GiB in memory, above the "
+                    f"limit of {max_bytes / 2**30:.1f} GiB: raise max_bytes, lower the size, or read without Cached"
+                )
+
+    def __getitem__(self, index: int) -> Views:
+        position = self._position(index)
+        # Two threads may both read a missing item; they read the same.
+        if position not in self._items:
+            self._items[position] = self.dataset[position]
+        return self._items[position]
+
+
+def _num_bytes(record: Batch) -> int:
+    values = [getattr(record, field.name) for field in fields(record)]
+    return sum(_num_bytes(v) if isinstance(v, Batch) else v.nbytes for v in values if v is not None)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a photograph becomes an item: a square around the object, resampled. The defaults are MeshInversion's.
+
+    Args:
+        resample: takes image and mask from the square to the size of the data set.
+        mask_threshold: the resampled mask becomes 1 where it is above this, else 0; None keeps it soft.
+        crop_padding: growth of the box on each side, relative to its extent; None takes the whole image instead of the
+            box, centered on a square.
+        masked: multiply the colors by the mask, which turns the background into mid grey.
+    """
+
+    resample: Resample = resize_bilinear
+    mask_threshold: float | None = 0.95
+    crop_padding: float | None = 0.05
+    masked: bool = False
+
+    def square(
+        self, box: Sequence[float], height: int, width: int, jitter: float = 0.0, u: Sequence[float] = (0.5,) * 4
+    ) -> Box:
+        """The square that is cut out of a height x width photograph; see `square_box`."""
+        if self.crop_padding is None:
+            return square_box((0, 0, width - 1, height - 1), 0.0)
+        return square_box(box, self.crop_padding, jitter, u)
+
+    def cut(
+        self, image: Float[Tensor, "3 H W"], mask: Float[Tensor, "1 H W"], square: Box, size: int
+    ) -> tuple[Float[Tensor, "1 3 size size"], Float[Tensor, "1 1 size size"]]:
+        """Colors in [-1, 1], white beside the photograph, and mask; `image` is in [0, 1]."""
+        pixels = torch.cat([crop_pad(image, square, 1.0), crop_pad(mask, square, 0.0)])[None]
+        pixels = self.resample(pixels, size)
+        rgb, soft = 2 * pixels[:, :3] - 1, pixels[:, 3:]
+        mask = soft if self.mask_threshold is None else (soft > self.mask_threshold).to(soft)
+        return (composite(rgb, mask, 0.0) if self.masked else rgb), mask
+
+
+def to_square(camera: Camera, square: Box) -> Camera:
+    """A weak-perspective camera given in pixels of the photograph, in NDC of a square cut out of it.
+
+    A pixel coordinate c becomes 2 (c - corner) / side - 1, without half a pixel, as in CMR.
+    """
+    left, top, right, _ = square
+    half = (right - left + 1) / 2
+    corner = camera.shift.new_tensor([left, top])
+    return replace(camera, scale=camera.scale / half, shift=(camera.shift - corner) / half - 1)
