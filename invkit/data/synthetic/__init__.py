@@ -1,0 +1,5 @@
+"""Procedural data with known shapes, cameras and unseen views, in the layouts the real data sets are published in."""
+
+from invkit.data.synthetic.bird_photos import write_birds
+
+__all__ = ["write_birds"]

@@ -1,0 +1,34 @@
+"""Light and scenery of the synthetic photographs."""
+
+import numpy as np
+from jaxtyping import Float64
+
+from invkit.data.synthetic.surfaces import Surface
+
+
+def shade(surface: Surface, light: Float64[np.ndarray, "3"], *, ambient: float = 0.62) -> Float64[np.ndarray, "V"]:
+    """What the vertex colors are multiplied by, in [ambient, 1]: half-Lambert, so soft that the texture stays readable.
+
+    Args:
+        light: unit, object frame, towards the light.
+    """
+    return ambient + (1 - ambient) * (0.5 + 0.5 * surface.normals() @ light)
+
+
+def scenery(rng: np.random.Generator, height: int, width: int) -> Float64[np.ndarray, "H W 3"]:
+    """A blurred landscape in [0, 1]: two muted colors from top to bottom and soft noise at three sizes."""
+    top, bottom = rng.uniform(0.25, 0.85, (2, 1)) + rng.normal(0, 0.1, (2, 3))
+    ramp = 1 / (1 + np.exp(-(np.linspace(0, 1, height) - rng.uniform(0.3, 0.8)) * rng.uniform(4, 14)))
+    picture = top + (bottom - top) * ramp[:, None, None]
+    for cells, strength in ((4, 0.13), (9, 0.09), (17, 0.05)):
+        noise = rng.normal(0, strength, (cells, cells, 1)) + rng.normal(0, strength / 2.5, (cells, cells, 3))
+        across = np.einsum("wj,ijc->iwc", _blend(width, cells), noise)
+        picture = picture + np.tensordot(_blend(height, cells), across, axes=1)
+    return picture.clip(0, 1)
+
+
+def _blend(size: int, cells: int) -> Float64[np.ndarray, "S C"]:
+    """Weights of `cells` knots at every pixel, smoothed by a cosine between neighbors."""
+    place = np.linspace(0, cells - 1, size)
+    distance = np.abs(place[:, None] - np.arange(cells))
+    return np.where(distance < 1, 0.5 + 0.5 * np.cos(np.pi * distance), 0.0)
