@@ -1,0 +1,75 @@
+"""Textured meshes, and the UV maps they are drawn from."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invkit.batch import Batch
+from meshinv.template import Template, mirror_maps
+
+
+@dataclass(frozen=True)
+class UVMaps(Batch):
+    """What the generator makes and the discriminators see.
+
+    Args:
+        texture: colors over the UV square, [-1, 1]; v up, so that row 0 is the north pole.
+        displacement: offsets along normal, tangent and bitangent, object units.
+    """
+
+    texture: Float[Tensor, "B 3 T_h T_w"]
+    displacement: Float[Tensor, "B 3 H W"]
+
+    def mirror(self) -> "UVMaps":
+        """The maps of the object mirrored in x; exact where the displacement is symmetric."""
+        return UVMaps(mirror_maps(self.texture), mirror_maps(self.displacement))
+
+    def mesh(self, template: Template) -> "TexturedMesh":
+        """The meshes these maps describe."""
+        return TexturedMesh(template.deform(self.displacement), self.texture, template)
+
+
+@dataclass(frozen=True)
+class TexturedMesh(Batch):
+    """Meshes of one topology, each with its own vertices and texture.
+
+    Args:
+        vertices: object frame; x = 0 is the symmetry plane, +y points from head to tail, +z up.
+        texture: colors over the UV square, [-1, 1], without padding.
+        template: faces and UVs; it follows the vertices to their device and precision.
+    """
+
+    vertices: Float[Tensor, "B V 3"]
+    texture: Float[Tensor, "B 3 T_h T_w"]
+    template: Template
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "template", self.template.to(self.vertices.device, self.vertices.dtype))
+
+    def corners(self) -> Float[Tensor, "B F 3 3"]:
+        """Positions of the three corners of every face."""
+        return face_corners(self.vertices, self.template)
+
+    def normals(self) -> Float[Tensor, "B F 3"]:
+        """Unit normals of the faces, outwards; 0 for a face without area."""
+        first, second, third = self.corners().unbind(2)
+        return torch.nn.functional.normalize(torch.linalg.cross(second - first, third - first), dim=2, eps=1e-12)
+
+    def centered(self) -> "TexturedMesh":
+        """The meshes moved so that the mean of the vertices is the origin (where novel views look at)."""
+        return replace(self, vertices=self.vertices - self.vertices.mean(1, keepdim=True))
+
+
+def face_corners(values: Float[Tensor, "B V C"], template: Template) -> Float[Tensor, "B F 3 C"]:
+    """What the vertices carry, gathered at the three corners of every face."""
+    return values.index_select(1, template.faces.flatten()).unflatten(1, (-1, 3))
+
+
+def flatness(mesh: TexturedMesh) -> Float[Tensor, "B"]:
+    """Sum over the edges of (1 - cos)^2, the angle being that between the normals of the two faces (L_flat)."""
+    normals = mesh.normals()
+    first, second = mesh.template.edge_faces.unbind(1)
+    cosine = (normals.index_select(1, first) * normals.index_select(1, second)).sum(2)
+    return (1 - cosine).square().sum(1)
