@@ -1,0 +1,131 @@
+"""Checkpoints: plain tensors and plain values in one file, written aside and renamed.
+
+A file of ours loads with `weights_only=True`: nothing in it can run code, and it can be read without this project.
+"""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from invkit.files import remove_abandoned, written_aside
+
+PLAIN = (bool, int, float, str, bytes, type(None))
+
+
+def save(path: Path | str, payload: Mapping[str, Any]) -> None:
+    """Write `payload` so that `path` holds all of it or what it held before.
+
+    Args:
+        payload: dicts, lists and tuples of tensors and of plain Python values, nested as they come.
+
+    Raises:
+        ValueError: something else is in it; the message names its key path.
+    """
+    content = _plain(payload, "")
+    with written_aside(Path(path)) as aside:
+        torch.save(content, aside)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """What `save` wrote, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or holds more than plain tensors and values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        # torch.load does not compare the checksums that torch.save writes.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"wrong checksum of {damaged}")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any of the readers' ways
+        raise ValueError(f"{path} is damaged or not a checkpoint ({error}); delete it or restore it") from error
+
+
+class Checkpoints:
+    """The checkpoints of one run: `checkpoint-<step>.pt` in one folder.
+
+    Args:
+        keep: how many of the newest stay. With two or more, a damaged newest file costs one interval and not the run.
+    """
+
+    def __init__(self, dir: Path | str, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 checkpoint, not {keep}")
+        self.dir = Path(dir)
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        return self.dir / f"checkpoint-{step:08d}.pt"
+
+    def paths(self) -> list[Path]:
+        """The files there are, oldest step first."""
+        return [path for _, path in self._files()]
+
+    def save(self, step: int, payload: Mapping[str, Any]) -> None:
+        """Write the state after `step` steps, then drop all but the newest `keep`.
+
+        Files of later steps belong to a future that was left (or were damaged), so they go too.
+        """
+        save(self.path(step), payload)
+        files = self._files()
+        past = [path for at, path in files if at <= step]
+        future = [path for at, path in files if at > step]
+        for path in past[: -self.keep] + future:
+            path.unlink(missing_ok=True)
+
+    def latest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest (step, payload) that can be read, or None when nothing has been saved.
+
+        A damaged file is passed over with a warning.
+
+        Raises:
+            ValueError: there are files and all of them are damaged; to begin again without a word would hide the loss.
+        """
+        files = self._files()
+        for step, path in reversed(files):
+            try:
+                return step, load(path)
+            except ValueError as error:
+                warnings.warn(f"{error}. Falling back to the checkpoint before it.", stacklevel=2)
+        if files:
+            raise ValueError(f"every checkpoint in {self.dir} is damaged; delete them to begin again")
+        return None
+
+    def clean(self) -> None:
+        """Remove what a killed writer left behind. Only for the process that saves here."""
+        remove_abandoned(self.dir, "checkpoint-*")
+
+    def _files(self) -> list[tuple[int, Path]]:
+        found = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in self.dir.glob("checkpoint-*.pt")]
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of `value` in plain dicts, lists, tuples and CPU tensors that own just the memory they show."""
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in (str, int):
+                raise ValueError(f"{where or 'payload'} has the key {key!r}; a checkpoint's keys are text or integers")
+        return {key: _plain(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
+    if isinstance(value, Tensor) and type(tensor := value.detach()) is Tensor:
+        tensor = tensor.cpu()
+        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+    if type(value) in PLAIN:
+        return value
+    raise ValueError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds tensors and plain values"
+    )
