@@ -322,12 +322,12 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     return path, newest[1]
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value; a list is a value, as it is on the command line."""
     flat = {}
-    for key, child in children:
-        flat |= _flat(child, f"{prefix}.{key}".removeprefix("."))
-    return flat or {prefix: node}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _write(path: Path, text: str) -> None:
