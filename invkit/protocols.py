@@ -65,6 +65,7 @@ class Init(Protocol[Scene]):
     def __call__(self, prior: Prior[Scene], views: Views, score: Score) -> Start: ...
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A running measurement: `update` many times, `merge` the ranks' states, `compute`."""
 
@@ -83,6 +84,7 @@ class Metric(Protocol):
     def compute(self) -> float: ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """Something that trains weights: what `invkit.train.loop.fit` needs to know about it.
 
