@@ -11,7 +11,7 @@ Section and equation numbers of the sources are in the package README.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 SEGMENTS = 32
 MIN_RINGS = 3
+CPU = torch.device("cpu")
 
 
 class _Arrays(NamedTuple):
@@ -55,7 +56,7 @@ class Template:
 
     rings: int = 16
     symmetric: bool = True
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -163,7 +164,7 @@ class Template:
         return torch.cat([u, self.uvs[:, 1:]], dim=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _template(rings: int, symmetric: bool, device: torch.device, dtype: torch.dtype) -> Template:
     return Template(rings, symmetric, device, dtype)
 
@@ -195,13 +196,13 @@ def mirror_maps(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     return maps.flip(3).roll(-(maps.shape[3] // 2), 3)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sphere(rings: int) -> _Arrays:
     """The arrays of the sphere on the CPU, float64."""
     with torch.inference_mode(False):
-        exact = {"dtype": torch.float64, "device": "cpu"}
-        ring = torch.arange(1, rings, device="cpu").repeat_interleave(SEGMENTS)
-        segment = torch.arange(SEGMENTS, device="cpu").repeat(rings - 1)
+        exact = {"dtype": torch.float64, "device": CPU}
+        ring = torch.arange(1, rings, device=CPU).repeat_interleave(SEGMENTS)
+        segment = torch.arange(SEGMENTS, device=CPU).repeat(rings - 1)
         north, south = 0, 1 + ring.numel()
         theta, phi = ring.to(torch.float64) * (math.pi / rings), segment.to(torch.float64) * (2 * math.pi / SEGMENTS)
         body = torch.stack([-theta.sin() * phi.cos(), theta.cos(), theta.sin() * phi.sin()], dim=1)
@@ -234,7 +235,7 @@ def _sphere(rings: int) -> _Arrays:
 def _triangles(rings: int) -> tuple[Tensor, Tensor]:
     """(vertex, UV entry) of every corner, [F, 3, 2], and the UV table, [N, 2]."""
     line = SEGMENTS + 1
-    j = torch.arange(SEGMENTS, device="cpu")
+    j = torch.arange(SEGMENTS, device=CPU)
     south = 1 + (rings - 1) * SEGMENTS
 
     def corner(r: Tensor, j: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def _triangles(rings: int) -> tuple[Tensor, Tensor]:
     north_cap = torch.stack([corner(top, j + 1), north_pole, corner(top, j)], dim=1)
     south_cap = torch.stack([south_pole, corner(bottom, j + 1), corner(bottom, j)], dim=1)
 
-    r, j_body = torch.meshgrid(torch.arange(1, rings - 1, device="cpu"), j, indexing="ij")
+    r, j_body = torch.meshgrid(torch.arange(1, rings - 1, device=CPU), j, indexing="ij")
     a, b, c, d = (corner(r + dr, j_body + dj) for dr, dj in ((0, 0), (0, 1), (1, 0), (1, 1)))
     # The diagonals lean away from the mirror plane, which keeps the triangulation symmetric in x. The two published
     # templates made opposite choices.
@@ -257,7 +258,7 @@ def _triangles(rings: int) -> tuple[Tensor, Tensor]:
     split_bc = torch.stack([torch.stack([b, c, d], dim=2), torch.stack([b, a, c], dim=2)], dim=2)
     body = torch.where(along_ad, split_ad, split_bc).reshape(-1, 3, 2)
 
-    exact = {"dtype": torch.float64, "device": "cpu"}
+    exact = {"dtype": torch.float64, "device": CPU}
     v = 1 - torch.arange(1, rings, **exact) / rings
     grid = torch.cartesian_prod(v, torch.arange(line, **exact) / SEGMENTS).flip(1)
     middle = (torch.arange(SEGMENTS, **exact) + 0.5) / SEGMENTS
@@ -265,7 +266,7 @@ def _triangles(rings: int) -> tuple[Tensor, Tensor]:
     return torch.cat([north_cap, body, south_cap]), torch.cat([grid, *caps])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adjacency(rings: int) -> _Adjacency:
     """Edges and who shares them, on the CPU. The sphere is closed, so that every edge belongs to exactly two faces."""
     with torch.inference_mode(False):
@@ -273,7 +274,7 @@ def _adjacency(rings: int) -> _Adjacency:
         num_faces = len(faces)
         halves = torch.stack([faces, faces.roll(-1, 1)], dim=2).sort(dim=2).values.reshape(-1, 2)
         order = (halves[:, 0] * (faces.max() + 1) + halves[:, 1]).argsort(stable=True).view(-1, 2)
-        across = torch.empty(3 * num_faces, dtype=torch.long, device="cpu")
+        across = torch.empty(3 * num_faces, dtype=torch.long, device=CPU)
         across[order] = order.flip(1)
         return _Adjacency(
             edges=halves[order[:, 0]],
@@ -293,7 +294,7 @@ def _reads(template: Template, height: int, width: int) -> _Reads:
     """Which pixels of a map each vertex reads, with which weights, and where the channels push it."""
     arrays = _sphere(template.rings)
     with torch.inference_mode(False):
-        frames, source = arrays.frames, torch.arange(len(arrays.vertices), device="cpu")
+        frames, source = arrays.frames, torch.arange(len(arrays.vertices), device=CPU)
         shift = 0.0
         if template.symmetric:
             source = torch.where(arrays.sides < 0, arrays.partners, source)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,7 +20,7 @@ from invkit import rotation
 from invkit.camera import Camera
 from invkit.types import Rendering
 from meshinv.mesh import TexturedMesh, face_corners
-from meshinv.renderers.pairs import boxes, centers, chunks, ranges
+from meshinv.renderers.pairs import boxes, centers, chunks, positions, ranges, spans
 
 MAX_PAIRS = 1 << 20
 OFF_SCREEN = 4.0
@@ -99,17 +99,18 @@ def rasterize(
         corner_weight: homogeneous weights (1 / w of the corners) for perspective-correct interpolation of attributes.
         max_pairs: (face, pixel) pairs looked at together; bounds the memory.
     """
+    batch, num_faces = normal_z.shape
     corners = _by_component(corner_xy)
     with torch.no_grad():
         winner = _nearest(corners, corner_z, normal_z, height, width, constants, max_pairs)
         pixel = (winner >= 0).nonzero().squeeze(1)
         owner = winner.index_select(0, pixel)
-        face = torch.where(winner < 0, winner, winner % max(corner_xy.shape[1], 1)).view(-1, height, width)
-        column, row = pixel % width, torch.div(pixel, width, rounding_mode="floor") % height
-        x = centers(width, corner_xy).index_select(0, column)
-        y = centers(height, corner_xy).index_select(0, height - 1 - row)
+        first_face = torch.arange(0, batch * num_faces, max(num_faces, 1), device=pixel.device)[:batch, None]
+        face = (winner.view(batch, -1) - first_face).clamp(min=-1).view(batch, height, width)
+        x, y = positions(batch, height, width, corners).index_select(1, pixel)
     taken = corners.gather(1, owner.expand(6, -1))
-    areas, total = _edge_functions(taken[:3] - x, taken[3:] - y)
+    areas = torch.stack(_edge_functions(taken[:3] - x, taken[3:] - y))
+    total = areas.sum(0)
     weights = areas / (total + torch.copysign(total.new_tensor(constants.area), total.detach()))
     if corner_weight is not None:
         homogeneous = corner_weight.permute(2, 0, 1).flatten(1).gather(1, owner.expand(3, -1))
@@ -123,13 +124,12 @@ def _by_component(corner_xy: Tensor) -> Tensor:
     return corner_xy.permute(3, 2, 0, 1).flatten(0, 1).flatten(1).contiguous()
 
 
-def _edge_functions(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
-    """Twice the signed areas of the triangles pixel - next corner - last corner, [3, N], and their sum.
+def _edge_functions(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Twice the signed areas of the triangles pixel - next corner - last corner; their sum is twice the face's.
 
     Written so that swapping the two corners of an edge flips the sign exactly: neighbors leave no gap between them.
     """
-    areas = torch.stack([dx[1] * dy[2] - dx[2] * dy[1], dx[2] * dy[0] - dx[0] * dy[2], dx[0] * dy[1] - dx[1] * dy[0]])
-    return areas, areas.sum(0)
+    return dx[1] * dy[2] - dx[2] * dy[1], dx[2] * dy[0] - dx[0] * dy[2], dx[0] * dy[1] - dx[1] * dy[0]
 
 
 def _nearest(
@@ -138,13 +138,10 @@ def _nearest(
     """Flat index of the face seen at every pixel of the flattened [B, H, W], or -1."""
     batch, num_faces = normal_z.shape
     box = boxes(corners.view(2, 3, -1).permute(2, 1, 0), height, width)
-    orientation = (corners[1] - corners[0]) * (corners[5] - corners[3]) - (corners[2] - corners[0]) * (
-        corners[4] - corners[3]
-    )
-    orientation = orientation.sign()
+    orientation = sum(_edge_functions(corners[:3] - corners[:1], corners[3:] - corners[3:4])).sign()
     drawn = (normal_z.flatten() >= 0) & (orientation != 0) & (box.left < box.right) & (box.top < box.bottom)
     drawn = drawn.nonzero().squeeze(1)
-    x_centers, y_centers = centers(width, corners), centers(height, corners)
+    x_centers, y_centers = centers(width, corners), centers(height, corners).flip(0)
     depths = corner_z.permute(2, 0, 1).flatten(1)
     nearest = corners.new_full((batch * height * width,), constants.farthest)
     winner = torch.full_like(nearest, -1, dtype=torch.long)
@@ -152,26 +149,27 @@ def _nearest(
     for part in chunks(box.area().index_select(0, drawn), max_pairs):
         faces = drawn[part]
         left, right, top, bottom = (edge.index_select(0, faces) for edge in box)
-        line_face, row = ranges(top, bottom - top)
-        line, column = ranges(left.index_select(0, line_face), (right - left).index_select(0, line_face))
-        line_owner = faces.index_select(0, line_face)
+        face, row = ranges(top, bottom - top)
+        owner = faces.index_select(0, face)
         # A face seen from behind but asked for is turned around, so that inside means three areas >= 0 for all.
-        line_dy = corners[3:].index_select(1, line_owner) - y_centers.index_select(0, height - 1 - row)
-        line_dy = line_dy * orientation.index_select(0, line_owner)
-        table = torch.cat([corners[:3].index_select(1, line_owner), line_dy])
-        pair = table.index_select(1, line)
-        areas, total = _edge_functions(pair[:3] - x_centers.index_select(0, column), pair[3:])
-        inside = ((areas.amin(0) >= 0) & (total > 0)).nonzero().squeeze(1)
-        line = line.index_select(0, inside)
-        owner = line_owner.index_select(0, line)
-        first_pixel = (torch.div(line_owner, num_faces, rounding_mode="floor") * height + row) * width
-        pixel = first_pixel.index_select(0, line) + column.index_select(0, inside)
-        z = (areas.index_select(1, inside) * depths.index_select(1, owner)).sum(0) / total.index_select(0, inside)
+        turn = orientation.index_select(0, owner)
+        x = corners[:3].index_select(1, owner)
+        dy = (corners[3:].index_select(1, owner) - y_centers.index_select(0, row)) * turn
+        left, right = spans(x, dy, left.index_select(0, face), right.index_select(0, face), width)
+        line, column = ranges(left, right - left)
+        pair = torch.cat([x, dy]).index_select(1, line)
+        areas = _edge_functions(pair[:3] - x_centers.index_select(0, column), pair[3:])
+        inside = (torch.minimum(torch.minimum(areas[0], areas[1]), areas[2]) >= 0).nonzero().squeeze(1)
+        line, column = line.index_select(0, inside), column.index_select(0, inside)
+        first_pixel = (torch.div(owner, num_faces, rounding_mode="floor") * height + row) * width
+        owner, pixel = owner.index_select(0, line), first_pixel.index_select(0, line) + column
+        areas = torch.stack([area.index_select(0, inside) for area in areas])
+        z = (areas * depths.index_select(1, owner)).sum(0) / areas.sum(0)
         before = nearest.index_select(0, pixel)
         z = torch.where(z > before, z, before)
         nearest.scatter_reduce_(0, pixel, z, "amax")
         front = ((z == nearest.index_select(0, pixel)) & (z > before)).nonzero().squeeze(1)
-        pixel, owner = pixel.index_select(0, front), owner.index_select(0, front)
+        owner, pixel = owner.index_select(0, front), pixel.index_select(0, front)
         winner.scatter_(0, pixel, nobody)
         winner.scatter_reduce_(0, pixel, owner, "amin")
     return winner
@@ -185,7 +183,6 @@ def soft_mask(
     box: float = 0.02,
     max_faces: int = 30,
     constants: Constants = KAOLIN,
-    max_pairs: int = MAX_PAIRS,
 ) -> Float[Tensor, "B H W"]:
     """1 where `face` says covered, elsewhere 1 - prod(1 - exp(-sigma_inv d^2)) over the nearby faces of either side.
 
@@ -195,22 +192,19 @@ def soft_mask(
         box: faces are near where the pixel center is in their bounding box widened by this much, NDC.
         max_faces: the first so many of them in index order count.
     """
-    return _SoftMask.apply(corner_xy, face, sigma_inv, box, max_faces, constants, max_pairs)
+    return _SoftMask.apply(corner_xy, face, sigma_inv, box, max_faces, constants)
 
 
 class _SoftMask(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, corner_xy, face, sigma_inv, box, max_faces, constants, max_pairs):  # noqa: ANN001, ANN205
-        _, height, width = face.shape
+    def forward(ctx, corner_xy, face, sigma_inv, box, max_faces, constants):
         corners = _by_component(corner_xy.detach())
-        found = _nearby(corners, face, box, max_faces, max_pairs)
-        x = centers(width, corners).index_select(0, found.pixel % width)
-        row = torch.div(found.pixel, width, rounding_mode="floor") % height
-        y = centers(height, corners).index_select(0, height - 1 - row)
+        found = _nearby(corners, face, box, max_faces)
+        x, y = positions(*face.shape, corners).index_select(1, found.pixel)
         start, end, part, dx, dy = _nearest_on_outline(corners, found.owner, x, y)
-        closeness = torch.exp(-sigma_inv * (dx * dx + dy * dy))
-        # Written as expm1 so that a pixel center almost on an edge keeps its digits.
-        away = -torch.expm1(-sigma_inv * (dx * dx + dy * dy))
+        exponent = -sigma_inv * (dx * dx + dy * dy)
+        # Not 1 - closeness: a pixel center almost on an edge keeps its digits.
+        closeness, away = exponent.exp(), -exponent.expm1()
         clear = corners.new_ones(face.numel()).scatter_reduce_(0, found.pixel, away, "prod")
         clear = torch.where(face.flatten() >= 0, 0, clear)
         slope = -sigma_inv * clear.index_select(0, found.pixel) * closeness / (away + constants.soft)
@@ -220,7 +214,7 @@ class _SoftMask(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):
         pixel, start, end, part, dx, dy, slope = ctx.saved_tensors
         # d^2 = |pixel - nearest point|^2, and by the envelope theorem the nearest point's place on its edge stays.
         pull = -2 * slope * grad.reshape(-1).index_select(0, pixel)
@@ -229,7 +223,7 @@ class _SoftMask(torch.autograd.Function):
             moved = pull * difference
             gradient[axis].index_add_(0, start, moved * (1 - part)).index_add_(0, end, moved * part)
         batch, num_faces = ctx.shape[:2]
-        return gradient.view(2, 3, batch, num_faces).permute(2, 3, 1, 0), None, None, None, None, None, None
+        return gradient.view(2, 3, batch, num_faces).permute(2, 3, 1, 0), None, None, None, None, None
 
 
 class _Nearby(NamedTuple):
@@ -237,8 +231,8 @@ class _Nearby(NamedTuple):
     pixel: Tensor
 
 
-def _nearby(corners: Tensor, face: Tensor, box: float, max_faces: int, max_pairs: int) -> _Nearby:
-    """(face, uncovered pixel) pairs of the widened boxes, the first `max_faces` of every pixel, by pixel in face order."""
+def _nearby(corners: Tensor, face: Tensor, box: float, max_faces: int) -> _Nearby:
+    """(face, uncovered pixel) pairs of the widened boxes, the first `max_faces` of every pixel in face order."""
     batch, height, width = face.shape
     num_faces = corners.shape[1] // max(batch, 1)
     empty = (face < 0).flatten()
@@ -276,29 +270,36 @@ def _nearest_on_outline(
     Returns the edge it is on as flat indices of its ends into the flattened [3, B F], how far along it lies (0 to 1),
     and (x, y) minus the point.
     """
+    num_faces = corners.shape[1]
     taken = corners.index_select(1, owner)
     dx, dy = x - taken[:3], y - taken[3:]
-    edge_x, edge_y = taken[:3].roll(-1, 0) - taken[:3], taken[3:].roll(-1, 0) - taken[3:]
-    length = (edge_x * edge_x + edge_y * edge_y).clamp(min=torch.finfo(x.dtype).tiny)
-    part = ((dx * edge_x + dy * edge_y) / length).clamp(0, 1)
-    gap_x, gap_y = dx - part * edge_x, dy - part * edge_y
-    edge = (gap_x * gap_x + gap_y * gap_y).argmin(0)
-    part, gap_x, gap_y = (t.gather(0, edge[None]).squeeze(0) for t in (part, gap_x, gap_y))
-    num_faces = corners.shape[1]
-    following = torch.where(edge == 2, 0, edge + 1)
-    return edge * num_faces + owner, following * num_faces + owner, part, gap_x, gap_y
+    start, end, part, gap_x, gap_y, nearest = owner, owner, None, None, None, None
+    for edge, following in ((0, 1), (1, 2), (2, 0)):
+        edge_x, edge_y = dx[edge] - dx[following], dy[edge] - dy[following]
+        length = (edge_x * edge_x + edge_y * edge_y).clamp_(min=torch.finfo(x.dtype).tiny)
+        along = ((dx[edge] * edge_x + dy[edge] * edge_y) / length).clamp_(0, 1)
+        off_x, off_y = dx[edge] - along * edge_x, dy[edge] - along * edge_y
+        distance = off_x * off_x + off_y * off_y
+        if nearest is None:
+            end, part, gap_x, gap_y, nearest = owner + following * num_faces, along, off_x, off_y, distance
+            continue
+        closer = distance < nearest
+        start = torch.where(closer, owner + edge * num_faces, start)
+        end = torch.where(closer, owner + following * num_faces, end)
+        part, gap_x, gap_y = (
+            torch.where(closer, new, old) for new, old in ((along, part), (off_x, gap_x), (off_y, gap_y))
+        )
+        nearest = torch.minimum(distance, nearest)
+    return start, end, part, gap_x, gap_y
 
 
 def sample(texture: Float[Tensor, "B C H W"], uv: Float[Tensor, "2 N"], raster: Raster) -> Float[Tensor, "C N"]:
     """The texture at the UV position of each covered pixel, bilinear, corners aligned, v up, 0 outside."""
-    batch, height, width = raster.face.shape
-    image = torch.div(raster.pixel, height * width, rounding_mode="floor")
-    starts = torch.searchsorted(raster.pixel, torch.arange(batch + 1, device=uv.device) * (height * width))
-    longest = int((starts[1:] - starts[:-1]).amax()) if batch else 0
-    # grid_sample wants as many points in every image; only the covered pixels are looked up, in rows of equal length.
-    slot = torch.arange(len(image), device=uv.device) + (
-        torch.arange(batch, device=uv.device) * longest - starts[:-1]
-    ).index_select(0, image)
+    # grid_sample wants as many points in every image: only the covered pixels are looked up, in rows of equal length.
+    batch = len(raster.face)
+    counts = (raster.face >= 0).sum((1, 2))
+    longest = int(counts.amax()) if batch else 0
+    slot = ranges(torch.arange(batch, device=uv.device) * longest, counts)[1]
     to_grid = uv.new_tensor([[2.0], [-2.0]])
     offset = uv.new_tensor([[-1.0], [1.0]])
     grid = uv.new_zeros(2, batch * longest).scatter(1, slot.expand(2, -1), uv * to_grid + offset)
@@ -333,8 +334,8 @@ class MeshRenderer:
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.supersample = supersample
-        self.soft = {"sigma_inv": sigma_inv, "box": box, "max_faces": max_faces}
         self.search = {"constants": constants, "max_pairs": max_pairs}
+        self.soft = {"constants": constants, "sigma_inv": sigma_inv, "box": box, "max_faces": max_faces}
 
     def __call__(self, scene: TexturedMesh, camera: Camera, *, extras: frozenset[str] = frozenset()) -> Rendering:
         """The pictures, with the hard silhouette as mask (no gradient).
@@ -360,7 +361,7 @@ class MeshRenderer:
         covered = (raster.face >= 0)[:, None].to(rgb.dtype)
         seen: dict[str, Tensor] = {}
         if "soft_mask" in extras:
-            seen["soft_mask"] = self._pooled(soft_mask(corner_xy, raster.face, **self.soft, **self.search)[:, None])
+            seen["soft_mask"] = self._pooled(soft_mask(corner_xy, raster.face, **self.soft)[:, None])
         mask = self._pooled(covered)
         share = mask.clamp(min=0.5 / self.supersample**2)
         if "depth" in extras:
