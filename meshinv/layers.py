@@ -160,9 +160,8 @@ class BatchNorm(nn.Module):
     def _forward_jointly(self, values: Float[Tensor, "B C *P"]) -> Float[Tensor, "B C *P"]:
         channels = values.shape[1]
         axes = [axis for axis in range(values.ndim) if axis != 1]
-        local_var, local_mean = torch.var_mean(
-            values.float() if values.dtype.itemsize < 4 else values, axes, correction=0
-        )
+        exact = values.float() if values.dtype.itemsize < 4 else values
+        local_var, local_mean = torch.var_mean(exact, axes, correction=0)
         # In float64 the moments of the ranks can be merged by plain sums without loss.
         mean, var = local_mean.double(), local_var.double()
         count = mean.new_tensor([values.numel() // channels])
@@ -172,12 +171,11 @@ class BatchNorm(nn.Module):
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).to(self.running_var), self.momentum)
-        scale = (var + self.eps).rsqrt()
-        shift = -mean * scale
-        if self.weight is not None:
-            scale, shift = scale * self.weight, shift * self.weight + self.bias
         shape = (1, channels) + (1,) * (values.ndim - 2)
-        return (values * scale.to(local_mean).view(shape) + shift.to(local_mean).view(shape)).to(values.dtype)
+        white = (exact - mean.to(exact).view(shape)) * (var + self.eps).rsqrt().to(exact).view(shape)
+        if self.weight is not None:
+            white = torch.addcmul(self.bias.view(shape), white, self.weight.view(shape))
+        return white.to(values.dtype)
 
 
 class ConditionalBatchNorm(nn.Module):

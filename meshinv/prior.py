@@ -1,7 +1,5 @@
 """The frozen mesh generator as a prior over textured shapes: latent and class in, textured mesh out."""
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,23 +17,18 @@ class MeshPrior:
     Args:
         generator: commonly the running average of the trained one.
         template: the sphere that displacement maps deform; symmetric as the generator is.
-        truncation: latents are drawn from the normal distribution restricted in each entry to
-            [-truncation, truncation], which trades variety for quality; None does not restrict.
 
     Raises:
-        ValueError: `truncation` is not positive, or one of generator and template is symmetric and the other is not.
+        ValueError: one of generator and template is symmetric and the other is not.
     """
 
-    def __init__(self, generator: Generator, template: Template, *, truncation: float | None = None) -> None:
-        if truncation is not None and truncation <= 0:
-            raise ValueError(f"truncation {truncation} is not positive")
+    def __init__(self, generator: Generator, template: Template) -> None:
         if generator.symmetric != template.symmetric:
             raise ValueError(
                 f"generator symmetric={generator.symmetric}, template symmetric={template.symmetric}: they must agree"
             )
         self.generator = generator.eval().requires_grad_(False)
         self.template = template
-        self.truncation = truncation
         self.latent_shape = (generator.latent_dim,)
         self.num_classes = generator.num_classes
 
@@ -46,15 +39,8 @@ class MeshPrior:
         return self
 
     def sample(self, count: int, rng: torch.Generator) -> Float[Tensor, "count L"]:
-        """Latents from the (truncated) normal distribution; drawn on the device of `rng`, returned on the prior's."""
-        shape = (count, *self.latent_shape)
-        if self.truncation is None:
-            latent = torch.randn(shape, generator=rng, device=rng.device)
-        else:
-            # The share of the normal distribution within the bound, mapped through its quantiles.
-            share = math.erf(self.truncation / math.sqrt(2))
-            uniform = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
-            latent = torch.special.ndtri(0.5 + share * (uniform - 0.5)).float()
+        """Latents from the standard normal distribution; drawn on the device of `rng`, returned on the prior's."""
+        latent = torch.randn((count, *self.latent_shape), generator=rng, device=rng.device)
         return latent.to(next(self.generator.parameters()))
 
     def decode(self, latent: Float[Tensor, "B L"], label: Int[Tensor, "B"] | None) -> TexturedMesh:
@@ -63,7 +49,4 @@ class MeshPrior:
         Raises:
             ValueError: the generator has classes and `label` is None.
         """
-        maps = self.generator(latent, label)
-        return TexturedMesh(
-            vertices=self.template.deform(maps.displacement), texture=maps.texture, template=self.template
-        )
+        return self.generator(latent, label).mesh(self.template)

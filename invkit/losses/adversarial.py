@@ -46,7 +46,7 @@ class Adversarial:
     generator_cost: Callable[[Tensor], Tensor]
     real_cost: Callable[[Tensor], Tensor]
     fake_cost: Callable[[Tensor], Tensor]
-    weights: Sequence[float] | None = None
+    weights: Sequence[float | int] | None = None
     masked: bool = True
 
     def generator(self, fake: Sequence[Scale]) -> Float[Tensor, "B"]:
@@ -67,28 +67,27 @@ class Adversarial:
             raise ValueError(f"{len(weights)} weights for the logits of {len(scales)} scales")
         total = 0.0
         for weight, (logits, mask) in zip(weights, scales, strict=True):
-            if self.masked:
-                total = total + weight * masked_mean(cost(logits), mask)
-            else:
-                total = total + masked_mean(cost(logits), None)
+            # Under mixed precision the networks answer in half precision, which is too coarse to average in.
+            values = cost(logits.float() if logits.dtype.itemsize < 4 else logits)
+            total = total + (weight * masked_mean(values, mask) if self.masked else masked_mean(values, None))
         return total / sum(weights)
 
 
-def hinge(*, weights: Sequence[float] | None = None) -> Adversarial:
+def hinge(*, weights: Sequence[float | int] | None = None) -> Adversarial:
     """max(0, 1 - x) for reals, max(0, 1 + x) for fakes; the generator pays -x."""
     return Adversarial(torch.neg, lambda x: F.relu(1 - x), lambda x: F.relu(1 + x), weights)
 
 
-def least_squares(*, weights: Sequence[float] | None = None, masked: bool = True) -> Adversarial:
+def least_squares(*, weights: Sequence[float | int] | None = None, masked: bool = True) -> Adversarial:
     """Squared distance to 1 for reals and to 0 for fakes; the generator wants 1 (MeshInversion, Eqs. 1-2)."""
     return Adversarial(lambda x: (x - 1).square(), lambda x: (x - 1).square(), torch.square, weights, masked)
 
 
-def logistic(*, weights: Sequence[float] | None = None, masked: bool = True) -> Adversarial:
+def logistic(*, weights: Sequence[float | int] | None = None, masked: bool = True) -> Adversarial:
     """Binary cross entropy of the logit, with the generator's non-saturating form."""
     return Adversarial(lambda x: F.softplus(-x), lambda x: F.softplus(-x), F.softplus, weights, masked)
 
 
-def wasserstein(*, weights: Sequence[float] | None = None, masked: bool = True) -> Adversarial:
+def wasserstein(*, weights: Sequence[float | int] | None = None, masked: bool = True) -> Adversarial:
     """-x for reals, x for fakes; the generator pays -x. The discriminator has to be kept smooth by other means."""
     return Adversarial(torch.neg, torch.neg, lambda x: x, weights, masked)
