@@ -21,6 +21,7 @@ from invkit.camera import Camera
 from invkit.types import Rendering
 from meshinv.mesh import TexturedMesh, face_corners
 from meshinv.renderers.pairs import boxes, centers, chunks, positions, ranges, spans
+from meshinv.template import Template
 
 MAX_PAIRS = 1 << 20
 OFF_SCREEN = 4.0
@@ -293,6 +294,12 @@ def _nearest_on_outline(
     return start, end, part, gap_x, gap_y
 
 
+def texture_positions(raster: Raster, template: Template, width: int) -> Float[Tensor, "2 N"]:
+    """Where each covered pixel reads the padded texture that had `width` columns before padding."""
+    uvs = template.texture_uvs(width)[template.face_uvs]
+    return raster.interpolate(uvs.expand(len(raster.face), -1, -1, -1))
+
+
 def sample(texture: Float[Tensor, "B C H W"], uv: Float[Tensor, "2 N"], raster: Raster) -> Float[Tensor, "C N"]:
     """The texture at the UV position of each covered pixel, bilinear, corners aligned, v up, 0 outside."""
     # grid_sample wants as many points in every image: only the covered pixels are looked up, in rows of equal length.
@@ -355,8 +362,7 @@ class MeshRenderer:
             corner_xy, corner_z, facing(corner_xy), height, width, corner_weight=corner_weight, **self.search
         )
         template = scene.template
-        uvs = template.texture_uvs(scene.texture.shape[3])[template.face_uvs]
-        uv = raster.interpolate(uvs.expand(len(scene), -1, -1, -1))
+        uv = texture_positions(raster, template, scene.texture.shape[3])
         rgb = raster.image(sample(template.pad_texture(scene.texture), uv, raster))
         covered = (raster.face >= 0)[:, None].to(rgb.dtype)
         seen: dict[str, Tensor] = {}
