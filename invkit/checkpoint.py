@@ -49,6 +49,8 @@ def load(path: Path | str) -> dict[str, Any]:
         if damaged is not None:
             raise ValueError(f"wrong checksum of {damaged}")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
     except Exception as error:  # a damaged file can fail in any of the readers' ways
         raise ValueError(f"{path} is damaged or not a checkpoint ({error}); delete it or restore it") from error
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from invkit.files import written_aside
+from invkit.files import remove_abandoned, written_aside
 
 CONSOLE_INTERVAL = 10.0
 """Seconds between two progress lines where lines cannot be overwritten (a file, a job's output)."""
@@ -43,6 +43,8 @@ class Log:
         if not main:
             return
         self.dir.mkdir(parents=True, exist_ok=True)
+        for folder in (self.dir, self.dir / "images"):
+            remove_abandoned(folder)
         self._path = self.dir / "log.jsonl"
         self._keep_lines()
         self._first: tuple[int, float] | None = None
@@ -66,7 +68,7 @@ class Log:
         numbers = {prefix + name: float(value) for name, value in values.items()}
         self._write({"step": step, **{name: v if math.isfinite(v) else None for name, v in numbers.items()}})
         if self._wandb is not None:
-            self._wandb.log({"step": step, **numbers})
+            self._wandb.log(step, numbers)
         self._progress(step, numbers)
 
     def image(self, step: int, name: str, image: Float[Tensor, "3 H W"]) -> None:
@@ -140,8 +142,8 @@ class _Wandb:
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
 
-    def log(self, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values))
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log({"step": step, **values})
 
     def image(self, step: int, name: str, picture: Image.Image) -> None:
         self.run.log({"step": step, name: self._image(picture)})

@@ -113,7 +113,11 @@ def fit(task: Task, run: Run, steps: int, *, save_every: int, report_every: int,
     batches = task.batches(start, run.rank, run.world_size)
     with _stop_signals() as asked_to_stop:
         for step in range(start, steps):
-            _advance(players, state, next(batches), step, run)
+            seed_step(run.seed, run.rank, step)
+            batch = next(batches, None)
+            if batch is None:
+                raise ValueError(f"the task has no batch for step {step} of {steps}")
+            _advance(players, state, batch.to(run.device), step, run)
             stop = _agree(state.modules.values(), asked_to_stop(), run.device)
             task.after_step(step)
             done = step + 1
@@ -123,7 +127,7 @@ def fit(task: Task, run: Run, steps: int, *, save_every: int, report_every: int,
                 task.report(run, done)
             if done % save_every == 0 or done == steps or stop:
                 _save(state, run, done)
-            if stop and done < steps:
+            if stop:
                 run.log.message(f"asked to stop: saved after step {done}; run the same command again to go on")
                 raise SystemExit(REQUEUE)
     task.finish(run)
@@ -187,9 +191,9 @@ class _Player:
         with _frozen(self.others):
             with torch.autocast(device.type, self.phase.autocast, enabled=self.phase.autocast is not None):
                 terms = self.phase.loss(batch, step)
-            for name, term in terms.items():
-                if term.ndim:
-                    raise ValueError(f"phase {self.phase.name}: the term {name} is {list(term.shape)}, not a scalar")
+            if any(term.ndim for term in terms.values()):
+                shapes = {name: list(term.shape) for name, term in terms.items()}
+                raise ValueError(f"phase {self.phase.name}: loss terms must be scalars, not {shapes}")
             loss = sum(terms.values())
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         # What this rank's loss did not reach, another's may have reached: all ranks step the same parameters.
@@ -217,8 +221,6 @@ def _advance(players: Sequence[_Player], state: TrainState, batch: Any, step: in
     Raises:
         FloatingPointError: as in `fit`.
     """
-    seed_step(run.seed, run.rank, step)
-    batch = batch.to(run.device)
     state.keep()
     measured = {}
     for player in players:
