@@ -13,7 +13,8 @@ from torch import Tensor
 
 from invkit.camera import Camera
 from meshinv.mesh import TexturedMesh
-from meshinv.renderers.reference import Raster, corners_on_screen, facing, rasterize, sample, texture_positions
+from meshinv.renderers.raster import Raster, rasterize
+from meshinv.renderers.reference import corners_on_screen, facing, sample, texture_positions
 from meshinv.template import Template
 
 MIN_PIXELS_PER_TEXEL = 8
