@@ -69,7 +69,8 @@ class Stack(Frozen):
         unknown = [layer for layer in layers if layer not in parts]
         if unknown or not layers:
             raise ValueError(
-                f"{net} has no layer {', '.join(unknown) or 'asked for'}; its layers are {', '.join(names)}"
+                f"{net}: {'no such layer as ' + ', '.join(unknown) if unknown else 'no layer was named'}; "
+                f"it has {', '.join(names)}"
             )
         self.layers = tuple(layers)
         self.parts = nn.Sequential()
