@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-Scale = tuple[Float[Tensor, "B *_"], Float[Tensor, "B *_"] | None]
+Scale = tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."] | None]
 
 
 def masked_mean(values: Float[Tensor, "B ..."], mask: Float[Tensor, "B ..."] | None) -> Float[Tensor, "B"]:
