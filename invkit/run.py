@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,7 +96,7 @@ class Run:
             )
             self.checkpoints = checkpoint.Checkpoints(self.dir / "checkpoints")
         except BaseException:
-            self._unlock()
+            self._leave()
             raise
         # The same on every rank: networks built from here on start with the same weights everywhere.
         random.seed(self.seed)
@@ -105,9 +106,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.log.close()
-        self._unlock()
-        if error is None or isinstance(error, SystemExit):
-            dist.finish()  # after a failure the other ranks may not come, and leaving in order would wait for them
+        self._leave()
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
         """This rank's part of `indices`."""
@@ -162,7 +161,8 @@ class Run:
                 f"Choose another run.dir, go back to the values there, or delete {self.dir}"
             )
 
-    def _unlock(self) -> None:
+    def _leave(self) -> None:
+        dist.finish()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -178,26 +178,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tup
 
 def code_version() -> dict[str, Any]:
     """What is running: package, Python and torch versions, and the git commit where this file is in a checkout."""
-    version = {
-        "package": importlib.metadata.version("gan-inversion-3d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": None,
-        "dirty": None,
-    }
+    version = {"package": None, "python": platform.python_version(), "torch": torch.__version__}
+    version |= {"commit": None, "dirty": None}
+    with suppress(importlib.metadata.PackageNotFoundError):  # used from its folder without being installed
+        version["package"] = importlib.metadata.version("gan-inversion-3d")
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
 
-    try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__).name
-        )  # an installed copy may lie inside somebody else's checkout
-        version["commit"] = git("rev-parse", "HEAD")
-        version["dirty"] = bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        pass  # no git here, or no checkout: the package version has to do
+    with suppress(OSError, subprocess.SubprocessError):  # no git here, or no checkout
+        # An installed copy may lie inside somebody else's checkout; it is not tracked there.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        version |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     return version
 
 

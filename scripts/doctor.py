@@ -1,0 +1,195 @@
+"""Say what is installed, which backends work, which weights, data sets and runs are here, and how to close each gap.
+
+    python scripts/doctor.py [--json]
+
+Looks for datasets/ and runs/ where it is called. The exit status is 1 where a required package is missing, too old or
+does not import, else 0. Needs nothing but Python itself, so that it can speak when everything else is missing.
+"""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+IMPORTED_AS = {
+    "opencv-python": "cv2",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "hydra-core": "hydra",
+}
+ABSENT_DATA = {
+    "cub": "real birds, 11,788 photographs: docs/datasets.md says where to get them",
+    "cub_subset": "a part of CUB, for a CPU: python scripts/prepare_data.py cub-subset SOURCE",
+    "synthetic_birds": "made in a minute: python scripts/prepare_data.py synthetic-birds",
+}
+CUB_ANNOTATIONS = "*_cub_cleaned.mat"
+MARKS = {"ok": "ok", "gap": "--", "error": "!!"}
+LEGEND = "ok: here    --: optional and not here    !!: needed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Args:
+        state: "ok"; "gap": something optional is not here; "error": something required is not.
+        to_do: what would change that.
+    """
+
+    section: str
+    name: str
+    state: str
+    detail: str
+    to_do: str = ""
+
+
+def packages() -> Iterator[Finding]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = platform.python_version()
+    new_enough = satisfies(python, project["requires-python"])
+    yield Finding("packages", "python", "ok" if new_enough else "error", python, "" if new_enough else "3.11 or newer")
+    for requirement in project["dependencies"]:
+        yield package(requirement, "packages", "error", "make setup")
+    for extra, requirements in project["optional-dependencies"].items():
+        for requirement in requirements:
+            yield package(requirement, f"extra: {extra}", "gap", f'pip install -e ".[{extra}]"')
+
+
+def package(requirement: str, section: str, otherwise: str, install: str) -> Finding:
+    """Whether a requirement is met, by its version and, where required, by importing it."""
+    name, versions = re.fullmatch(r"([\w.-]+)(.*)", requirement).groups()
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(section, name, otherwise, "not installed", install)
+    if not satisfies(version, versions):
+        return Finding(section, name, otherwise, f"{version}, but {versions} is needed", f"pip install '{requirement}'")
+    if otherwise == "error":
+        try:
+            importlib.import_module(IMPORTED_AS.get(name, name.replace("-", "_")))
+        except Exception as error:  # a broken installation can fail in any way
+            if "libGL" in str(error):  # a machine without a window system
+                install = "apt-get install libgl1, or pip install --force-reinstall opencv-python-headless"
+            return Finding(section, name, otherwise, f"{version} does not import: {error}", install)
+    return Finding(section, name, "ok", version)
+
+
+def satisfies(version: str, versions: str) -> bool:
+    """Whether `version` lies in a range such as ">=1.3.2,<1.5"."""
+    found = numbers(version)
+    bounds = [re.fullmatch(r"(>=|<)(.+)", bound.strip()).groups() for bound in versions.split(",") if bound]
+    return all(found >= numbers(bound) if sign == ">=" else found < numbers(bound) for sign, bound in bounds)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.match(r"\d+(\.\d+)*", version)[0].split("."))
+
+
+def devices() -> Iterator[Finding]:
+    yield Finding("devices", "cpu", "ok", f"{os.cpu_count()} cores")
+    try:
+        import torch
+    except ImportError:
+        return
+    if not torch.cuda.is_available():
+        to_do = ""
+        if shutil.which("nvidia-smi"):
+            built = torch.version.cuda
+            to_do = f"the driver is older than CUDA {built}" if built else "this torch is built without CUDA"
+            to_do = f"there is an NVIDIA driver, but {to_do}: environment.yml says how to get another torch"
+        yield Finding("devices", "cuda", "gap", "no CUDA device; everything runs on the CPU, slowly", to_do)
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        yield Finding("devices", f"cuda:{index}", "ok", f"{gpu.name}, {memory}, CUDA {torch.version.cuda}")
+
+
+def renderers() -> Iterator[Finding]:
+    try:
+        importlib.import_module("meshinv.renderers.reference")
+        yield Finding("mesh renderer", "reference", "ok", "plain torch, on the CPU and on CUDA")
+    except ImportError as error:
+        yield Finding("mesh renderer", "reference", "error", str(error), "make setup")
+    try:
+        kaolin = importlib.import_module("kaolin")
+        from torch import cuda
+
+        works = cuda.is_available()
+        detail = kaolin.__version__ if works else f"{kaolin.__version__}, but no CUDA device to run on"
+        yield Finding("mesh renderer", "kaolin", "ok" if works else "gap", detail)
+    except Exception as error:  # a wheel for another torch fails with whatever its loader meets first
+        to_do = "optional, faster on a GPU; environment.yml says how to get the wheel for this torch and CUDA"
+        yield Finding("mesh renderer", "kaolin", "gap", str(error), to_do)
+
+
+def weights() -> Iterator[Finding]:
+    try:
+        table = importlib.import_module("invkit.features.weights")
+    except ImportError:
+        return  # torch is missing, and was reported
+    for name, entry in table.WEIGHTS.items():
+        try:
+            yield Finding("weights", name, "ok", str(table.find(name)))
+        except FileNotFoundError:
+            to_do = f"{entry.url} into a folder named in ${table.FOLDERS}"
+            yield Finding("weights", name, "gap", f"{entry.file} not found ({entry.purpose})", to_do)
+        except ValueError as error:
+            yield Finding("weights", name, "gap", "damaged", str(error))
+
+
+def data_sets() -> Iterator[Finding]:
+    root = Path("datasets")
+    found = sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith("."))
+    for path in found:
+        splits = [file.name.split("_")[0] for file in sorted(path.glob(f"data/{CUB_ANNOTATIONS}"))]
+        detail = f"splits {', '.join(splits)}" if splits else "present"
+        check = f"is it whole? python scripts/prepare_data.py check {'cub' if splits else 'folder'} {path}"
+        yield Finding("data sets", path.name, "ok", detail, check)
+    for name in sorted(ABSENT_DATA.keys() - {path.name for path in found}):
+        yield Finding("data sets", name, "gap", f"no {root / name}", ABSENT_DATA[name])
+
+
+def runs() -> Iterator[Finding]:
+    for config in sorted(Path("runs").glob("**/config.yaml")):
+        steps = [int(path.stem.split("-")[1]) for path in config.parent.glob("checkpoints/checkpoint-*.pt")]
+        known = [f"{max(steps)} steps"] if steps else []
+        known += ["result.json"] if (config.parent / "result.json").is_file() else []
+        yield Finding("runs", str(config.parent), "ok", ", ".join(known) or "no checkpoint and no result yet")
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as text, one section after another; what to do stands below its line."""
+    lines, section = [LEGEND], None
+    width = max(len(finding.name) for finding in findings if finding.section != "runs")
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section]
+        lines.append(f"  {MARKS[finding.state]}  {finding.name:{width}}  {' '.join(finding.detail.split())}")
+        if finding.to_do:
+            lines.append(f"      {'':{width}}  -> {finding.to_do}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report; 1 where something required is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
+    options = parser.parse_args(arguments)
+    findings = [*packages(), *devices(), *renderers(), *weights(), *data_sets(), *runs()]
+    print(json.dumps([asdict(finding) for finding in findings], indent=2) if options.json else report(findings))
+    return int(any(finding.state == "error" for finding in findings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
