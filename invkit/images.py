@@ -92,7 +92,7 @@ def warp_affine(
 
 
 def square_box(
-    box: Sequence[float], pad: float = 0.05, jitter: float = 0.0, u: Sequence[float] = (0.5, 0.5, 0.5, 0.5)
+    box: Sequence[float | int], pad: float = 0.05, jitter: float = 0.0, u: Sequence[float] = (0.5, 0.5, 0.5, 0.5)
 ) -> Box:
     """The square around a box by CMR's rule: pad and jitter each side, round half to even, grow the shorter extent.
 

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, Preparation, to_square
-from invkit.images import read_image, resize_area
+from invkit.images import read_image, resize_area, square_box
 from invkit.types import Views
 
 NUM_CLASSES = 200
+SPLITS = ("train", "val", "test", "testval")
 _OBTAIN = "see docs/datasets.md for where to get it, and run scripts/prepare_data.py check cub on the folder"
 
 
@@ -116,10 +117,8 @@ class Cub(ImageSet):
         index = self._position(index)
         position = index % len(self.records)
         record = self.records[position]
-        image = read_image(record.path)
         mask = self._mask(position)
-        if mask.shape != image.shape[1:]:
-            raise ValueError(f"{record.path} is {tuple(image.shape[1:])} (height, width), its mask {tuple(mask.shape)}")
+        image = _read_photo(record, mask)
         u = np.random.default_rng([self.seed, index]).random(4).tolist()
         square = self.preparation.square(record.box, *mask.shape, self.jitter, u)
         rgb, cut_mask = self.preparation.cut(image, mask[None], square, self.size)
@@ -190,6 +189,30 @@ def read_records(root: str | Path, split: str) -> list[Record]:
     return records
 
 
+def problems(root: str | Path, split: str) -> list[str]:
+    """In words, every file of a split that is missing or damaged, with what to do about it; reads all of them."""
+    found = [f"{path} is missing; {_OBTAIN}" for path in annotation_files(root, split) if not path.is_file()]
+    if found:
+        return found
+    try:
+        records = read_records(root, split)
+    except ValueError as error:
+        return [str(error)]
+    for record in records:
+        try:
+            _read_photo(record, torch.from_numpy(record.mask))
+            square_box(record.box)
+        except FileNotFoundError as error:
+            found.append(f"{error}; {_OBTAIN}")
+        except ValueError as error:
+            found.append(f"{record.name} of {split}: {error}")
+        if not record.mask.any():
+            found.append(f"{record.name} of {split}: its mask in the annotations is empty; {_OBTAIN}")
+        if not record.camera.scale.item() > 0:
+            found.append(f"{record.name} of {split}: its camera has no positive scale; {_OBTAIN}")
+    return found
+
+
 def mean_shape(root: str | Path) -> Float[Tensor, "15 3"]:
     """The mean key points of CMR's structure from motion: object frame, float64.
 
@@ -217,6 +240,13 @@ def read_mat(path: str | Path) -> dict[str, Any]:
         return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)
     except Exception as error:  # a truncated file raises whatever its broken bytes happen to mean
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error}); it is damaged: {_OBTAIN}") from error
+
+
+def _read_photo(record: Record, mask: Shaped[Tensor, "H W"]) -> Float[Tensor, "3 H W"]:
+    image = read_image(record.path)
+    if mask.shape != image.shape[1:]:
+        raise ValueError(f"{record.path} is {tuple(image.shape[1:])} (height, width) and its mask {tuple(mask.shape)}")
+    return image
 
 
 def _structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:

@@ -15,13 +15,27 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.io
-from jaxtyping import Float
-from PIL import Image
+from jaxtyping import Bool, Float
 
 from invkit.data.cub import annotation_files, read_table
+from invkit.images import read_image
 
 SPLITS = {"1": "train", "0": "test"}
-RECEIPT = "prepared.json"
+"""The splits by the last column of `good_ids.txt`."""
+
+ANNOTATED = "annotated_masks.txt"
+"""Lists, by name, the birds whose masks were drawn by a person."""
+
+_LISTS = (
+    "good_ids.txt",
+    "image_sizes.txt",
+    "annotations/bounding_boxes.txt",
+    "annotations/image_class_labels.txt",
+)
+_PARTS = "annotations/parts/part_locs.txt"
+_CAMERAS = "cameras_cmr/cmr_cameras.npz"
+_RECEIPT = "prepared.json"
+_OBTAIN = "get the folder again"
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Bird:
     rot: Float[np.ndarray, "3 3"]
     scale: float
     trans: Float[np.ndarray, "2"]
+    photo: Path
     mask: Path
     annotated: bool
 
@@ -77,13 +92,14 @@ class Bird:
 class Subset(NamedTuple):
     """What a `cub_subset` folder holds: birds in pixels of its small photographs, and CMR's mean shape.
 
-    missing: every file and annotation that should be there and is not, in words.
+    gaps: in words, every file and annotation that should be there and is not.
+    triangles: of the hull of the mean shape, 1-based.
     """
 
     birds: list[Bird]
     mean_shape: Float[np.ndarray, "15 3"]
     triangles: np.ndarray
-    missing: list[str]
+    gaps: list[str]
 
 
 def read_subset(source: str | Path) -> Subset:
@@ -94,119 +110,117 @@ def read_subset(source: str | Path) -> Subset:
         ValueError: one of them is damaged.
     """
     source = Path(source)
-    tables = source / "annotations"
-    chosen = read_table(source / "good_ids.txt")
-    sizes = read_table(source / "image_sizes.txt")
-    boxes = read_table(tables / "bounding_boxes.txt")
-    classes = read_table(tables / "image_class_labels.txt")
+    chosen, sizes, boxes, classes = (read_table(source / name) for name in _LISTS)
     try:
-        parts = np.loadtxt(_needed(tables / "parts" / "part_locs.txt"), ndmin=2)
-        parts = {int(rows[0, 0]): rows[:, 2:] for rows in parts.reshape(-1, 15, 5)}
-        with np.load(_needed(source / "cameras_cmr" / "cmr_cameras.npz"), allow_pickle=False) as archive:
-            rotations, scales, shifts = archive["rot"], archive["scale"], archive["trans"]
-            places = {int(image_id): row for row, image_id in enumerate(archive["image_id"])}
-            mean_shape, triangles = archive["mean_shape"], archive["conv_tri"]
+        parts = np.loadtxt(_needed(source / _PARTS), ndmin=2).reshape(-1, 15, 5)
+        with np.load(_needed(source / _CAMERAS), allow_pickle=False) as archive:
+            cameras = {name: archive[name] for name in ("image_id", "rot", "scale", "trans", "mean_shape", "conv_tri")}
+    except FileNotFoundError:
+        raise
     except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"cannot read the parts or the cameras of {source} ({error}); get the folder again") from error
+        raise ValueError(f"cannot read {source / _PARTS} or {source / _CAMERAS} ({error}); {_OBTAIN}") from error
+    parts_of = {str(int(rows[0, 0])): rows[:, 2:] for rows in parts}
+    camera_of = {str(image_id): place for place, image_id in enumerate(cameras["image_id"])}
 
-    birds, missing = [], []
+    birds, gaps = [], []
     for image_id, entry in chosen.items():
-        path, flag = entry.rsplit(maxsplit=1)
-        gaps = [
-            f"{path} (image {image_id}) is not in {name}"
-            for name, known in (
-                ("image_sizes.txt", image_id in sizes),
-                ("annotations/bounding_boxes.txt", image_id in boxes),
-                ("annotations/image_class_labels.txt", image_id in classes),
-                ("annotations/parts/part_locs.txt", int(image_id) in parts),
-                ("cameras_cmr/cmr_cameras.npz", int(image_id) in places),
+        path, _, flag = entry.rpartition(" ")
+        mask = source / "masks_real_320" / Path(path).with_suffix(".png")
+        annotated = mask.is_file()
+        if not annotated:
+            mask = source / "masks_pseudo_320" / Path(path).with_suffix(".png")
+        photo = source / "images_320" / path
+        gaps += [f"{file} is missing" for file in (photo, mask) if not file.is_file()]
+        try:
+            width, height, small_width, small_height = map(int, sizes[image_id].split()[-4:])
+            x, y, box_width, box_height = map(float, boxes[image_id].split())
+            place = camera_of[image_id]
+            bird = Bird(
+                image_id=int(image_id),
+                path=path,
+                split=SPLITS[flag],
+                label=int(classes[image_id]),
+                width=width,
+                height=height,
+                box=np.array([x, y, x + box_width - 1, y + box_height - 1]),
+                parts=parts_of[image_id],
+                rot=cameras["rot"][place],
+                scale=float(cameras["scale"][place]),
+                trans=cameras["trans"][place],
+                photo=photo,
+                mask=mask,
+                annotated=annotated,
             )
-            if not known
-        ]
-        relative = Path(path).with_suffix(".png")
-        masks = [source / folder / relative for folder in ("masks_real_320", "masks_pseudo_320")]
-        mask = next((candidate for candidate in masks if candidate.is_file()), None)
-        if mask is None:
-            gaps.append(f"{masks[1]} is missing, and {masks[0]} too")
-        if not (source / "images_320" / path).is_file():
-            gaps.append(f"{source / 'images_320' / path} is missing")
-        if gaps or mask is None:
-            missing += gaps
+        except (KeyError, ValueError) as error:
+            gaps.append(f"{path} (image {image_id}): an annotation is missing or damaged ({error!r})")
             continue
-        _, width, height, small_width, small_height = sizes[image_id].rsplit(maxsplit=4)
-        x, y, box_width, box_height = map(float, boxes[image_id].split())
-        place = places[int(image_id)]
-        bird = Bird(
-            image_id=int(image_id),
-            path=path,
-            split=SPLITS[flag],
-            label=int(classes[image_id]),
-            width=int(width),
-            height=int(height),
-            box=np.array([x, y, x + box_width - 1, y + box_height - 1]),
-            parts=parts[int(image_id)],
-            rot=rotations[place],
-            scale=float(scales[place]),
-            trans=shifts[place],
-            mask=mask,
-            annotated=mask == masks[0],
-        )
-        birds.append(bird.resized(int(small_width), int(small_height)))
-    return Subset(birds, mean_shape, triangles, missing)
+        birds.append(bird.resized(small_width, small_height))
+    return Subset(birds, cameras["mean_shape"], cameras["conv_tri"], gaps)
 
 
-def read_mask(bird: Bird) -> np.ndarray:
-    """The silhouette, bool [height, width].
+def read_mask(bird: Bird) -> Bool[np.ndarray, "H W"]:
+    """The silhouette.
 
     Raises:
         ValueError: the file is damaged, of another size than the photograph, or empty.
     """
-    try:
-        with Image.open(bird.mask) as image:
-            mask = np.array(image.convert("L")) > 127
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"cannot decode {bird.mask} ({error}); get the file again") from error
+    mask = read_image(bird.mask)[0].numpy() > 0.5
     if mask.shape != (bird.height, bird.width) or not mask.any():
         raise ValueError(
-            f"{bird.mask} is {mask.shape} with {mask.sum()} foreground pixels; expected a silhouette in "
-            f"{(bird.height, bird.width)}"
+            f"{bird.mask} has {mask.sum()} foreground pixels in {mask.shape} (height, width); "
+            f"expected a silhouette in {(bird.height, bird.width)}: {_OBTAIN}"
         )
     return mask
+
+
+def problems(subset: Subset) -> list[str]:
+    """In words, every gap of a `cub_subset` folder and every photograph or mask that is damaged."""
+    found = list(subset.gaps)
+    for bird in subset.birds:
+        try:
+            if bird.mask.is_file():
+                read_mask(bird)
+            if bird.photo.is_file() and read_image(bird.photo).shape[1:] != (bird.height, bird.width):
+                found.append(f"{bird.photo} is not {bird.width} x {bird.height} as image_sizes.txt says: {_OBTAIN}")
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def write_subset(source: str | Path, target: str | Path) -> bool:
     """Write the data set at `target`, whole or not at all; False where it is already there.
 
     Raises:
-        ValueError: the source is incomplete, or something else is at `target`.
+        ValueError: the source is incomplete or damaged, or something else is at `target`.
         FileNotFoundError: a file of annotations is missing.
     """
     source, target = Path(source), Path(target)
     receipt = {"made_from": "cub_subset", "digest": _digest(source)}
     if target.is_dir() and any(target.iterdir()):
-        found = target / RECEIPT
+        found = target / _RECEIPT
         if found.is_file() and json.loads(found.read_text()) == receipt:
             return False
-        raise ValueError(f"{target} exists and was not made from {source}: remove it or choose another folder")
+        raise ValueError(f"{target} exists and was not made from {source} as it is: remove it or name another folder")
     subset = read_subset(source)
-    if subset.missing:
-        raise ValueError(f"{source} is incomplete: {len(subset.missing)} gaps, first: {subset.missing[0]}")
+    wrong = problems(subset)
+    if wrong:
+        raise ValueError(f"{source} has {len(wrong)} problems (--check lists them), first: {wrong[0]}")
+
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     for bird in subset.birds:
         place = aside / "CUB_200_2011" / "images" / bird.path
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / "images_320" / bird.path, place)
+        shutil.copyfile(bird.photo, place)
     for split in SPLITS.values():
-        members = [bird for bird in subset.birds if bird.split == split]
-        write_split(aside, split, members, [read_mask(bird) for bird in members], subset.mean_shape, subset.triangles)
+        birds = [bird for bird in subset.birds if bird.split == split]
+        if birds:
+            write_split(aside, split, birds, subset.mean_shape, subset.triangles)
     _write_lines(aside / "CUB_200_2011" / "images.txt", [f"{b.image_id} {b.path}" for b in subset.birds])
     _write_lines(aside / "CUB_200_2011" / "image_class_labels.txt", [f"{b.image_id} {b.label}" for b in subset.birds])
-    annotated = [str(Path(bird.path).with_suffix("")) for bird in subset.birds if bird.annotated]
-    _write_lines(aside / "annotated_masks.txt", annotated)
-    (aside / RECEIPT).write_text(json.dumps(receipt))
+    annotated = [Path(bird.path).with_suffix("").as_posix() for bird in subset.birds if bird.annotated]
+    _write_lines(aside / ANNOTATED, annotated)
+    (aside / _RECEIPT).write_text(json.dumps(receipt))
     if target.is_dir():
         target.rmdir()
     aside.rename(target)
@@ -217,16 +231,10 @@ def write_split(
     root: str | Path,
     split: str,
     birds: Sequence[Bird],
-    masks: Sequence[np.ndarray],
     mean_shape: Float[np.ndarray, "15 3"],
     triangles: np.ndarray,
 ) -> None:
-    """Write the two MATLAB files of a split as CMR lays them out.
-
-    Args:
-        masks: bool [height, width] of each bird.
-        triangles: of the hull of the mean shape, 1-based.
-    """
+    """Write the two MATLAB files of a split as CMR lays them out; see `Subset` for the last two arguments."""
     images = [
         {
             "id": float(bird.image_id),
@@ -237,10 +245,10 @@ def write_split(
             "width": float(bird.width),
             "height": float(bird.height),
             "parts": bird.parts.T,
-            "mask": mask,
+            "mask": read_mask(bird),
             "class_id": float(bird.label),
         }
-        for bird, mask in zip(birds, masks, strict=True)
+        for bird in birds
     ]
     poses = [{"rot": bird.rot, "scale": bird.scale, "trans": bird.trans[:, None]} for bird in birds]
     images_mat, cameras_mat, _, _ = annotation_files(root, split)
@@ -262,9 +270,7 @@ def _structs(rows: Sequence[Mapping[str, object]]) -> np.ndarray:
 def _digest(source: Path) -> str:
     """What the result depends on: the lists, the cameras, and which photographs and masks there are."""
     digest = hashlib.sha256()
-    lists = ["good_ids.txt", "image_sizes.txt", "cameras_cmr/cmr_cameras.npz"]
-    lists += [f"annotations/{name}.txt" for name in ("bounding_boxes", "image_class_labels", "parts/part_locs")]
-    for name in lists:
+    for name in (*_LISTS, _PARTS, _CAMERAS):
         digest.update(_needed(source / name).read_bytes())
     for folder in ("images_320", "masks_real_320", "masks_pseudo_320"):
         for file in sorted((source / folder).glob("*/*")):
@@ -274,7 +280,7 @@ def _digest(source: Path) -> str:
 
 def _needed(path: Path) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; get the folder again")
+        raise FileNotFoundError(f"{path} is missing; {_OBTAIN}")
     return path
 
 

@@ -127,7 +127,7 @@ class Preparation:
     masked: bool = False
 
     def square(
-        self, box: Sequence[float], height: int, width: int, jitter: float = 0.0, u: Sequence[float] = (0.5,) * 4
+        self, box: Sequence[float | int], height: int, width: int, jitter: float = 0.0, u: Sequence[float] = (0.5,) * 4
     ) -> Box:
         """The square that is cut out of a height x width photograph; see `square_box`."""
         if self.crop_padding is None:
