@@ -4,13 +4,13 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from invkit.camera import Camera
-from invkit.types import Estimate, Rendering, Views
+from invkit.types import Estimate, Guess, Rendering, Views
 
 if TYPE_CHECKING:
     from invkit.run import Run
@@ -21,8 +21,8 @@ Scene = TypeVar("Scene")
 Term = Callable[[Estimate, Views], Float[Tensor, "B"]]
 """A loss with its hyperparameters bound: one value for each image, never reduced over the batch."""
 
-Score = Callable[[Tensor, Camera, Tensor | None], Float[Tensor, "B"]]
-"""(latent, camera, label) -> objective of each image, without gradient."""
+Score = Callable[[Guess], Float[Tensor, "B"]]
+"""Objective of each guess, without gradient; K guesses for each image, those of one image after another."""
 
 
 @runtime_checkable
@@ -51,18 +51,11 @@ class Renderer(Protocol[Scene]):
     def __call__(self, scene: Scene, camera: Camera, *, extras: frozenset[str] = frozenset()) -> Rendering: ...
 
 
-class Start(NamedTuple):
-    """Where the search for each image begins; `label` is the class it is searched in (None: no classes)."""
-
-    latent: Float[Tensor, "B *L"]
-    camera: Camera
-    label: Int[Tensor, "B"] | None
-
-
+@runtime_checkable
 class Init(Protocol[Scene]):
-    """A first guess for each image. It must not depend on the other images of the batch."""
+    """Where the search for each image begins. It must not depend on the other images of the batch."""
 
-    def __call__(self, prior: Prior[Scene], views: Views, score: Score) -> Start: ...
+    def __call__(self, prior: Prior[Scene], views: Views, score: Score) -> Guess: ...
 
 
 @runtime_checkable
@@ -71,7 +64,15 @@ class Metric(Protocol):
 
     name: str
 
-    def update(self, pred: Rendering, target: Views) -> None: ...
+    def update(self, estimate: Estimate, image: Rendering, target: Views) -> None:
+        """Measure a batch.
+
+        Args:
+            estimate: what was found for each image; its camera is that of the input view.
+            image: the picture measured: the estimate rendered at the input view or at another one.
+            target: what the picture is measured against; `target.camera` is the true camera of the input view.
+        """
+        ...
 
     def state(self) -> Mapping[str, Tensor]:
         """What has been gathered so far, as plain tensors."""

@@ -59,6 +59,15 @@ class Rendering(Batch):
 
 
 @dataclass(frozen=True)
+class Guess(Batch):
+    """What is searched for in each image: what the object is (latent, and class if there are any) and the camera."""
+
+    latent: Float[Tensor, "B *L"]
+    camera: Camera
+    label: Int[Tensor, "B"] | None = None
+
+
+@dataclass(frozen=True)
 class Estimate(Batch):
     """One hypothesis about each image: what the object is, where it is seen from, and how that looks."""
 
@@ -67,3 +76,8 @@ class Estimate(Batch):
     scene: Any
     image: Rendering
     label: Int[Tensor, "B"] | None = None
+
+    @property
+    def guess(self) -> Guess:
+        """The part from which the rest can be made again."""
+        return Guess(self.latent, self.camera, self.label)

@@ -1,0 +1,222 @@
+"""Pseudo ground truth: photographs turned into training data of the mesh GAN (ConvMesh, stage 1).
+
+A reconstruction network is fitted to the photographs; then each photograph is projected onto its reconstructed mesh and
+stored as a texture map with the texels it shows. What a file holds (arrays only, nothing pickled):
+
+    <i>.npz                 mesh (3, 32, 32) float32 · texture (3, R, R), texture_alpha (1, R, R) and
+                            image (3, S, S) float16, in [-1, 1], 0 where masked
+    poses_metadata.npz      for all images: path, label (-1: none), scale (N, 1), translation (N, 3), rotation (N, 4) as
+                            annotated, delta_scale (N, 1) and delta_translation (N, 2) as learned, iou (N,)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from invkit.batch import Batch
+from invkit.camera import Camera
+from invkit.files import written_aside
+from invkit.images import resize_bilinear
+from invkit.types import Views
+from meshinv.mesh import TexturedMesh, UVMaps
+from meshinv.renderers.uv import project_to_uv, visible_texels
+from meshinv.template import mirror_maps
+
+
+class CameraCorrections(nn.Module):
+    """What each training image's annotated scale and translation are off by, learned with the network (section 6.2)."""
+
+    def __init__(self, num_images: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(num_images))
+        self.shift = nn.Parameter(torch.zeros(num_images, 2))
+
+    def forward(self, camera: Camera, index: Int[Tensor, "B"], mirrored: Bool[Tensor, "B"] | None = None) -> Camera:
+        """The corrected cameras; the correction of a mirrored image is mirrored with it."""
+        shift = self.shift[index]
+        if mirrored is not None:
+            sign = torch.where(mirrored, -1.0, 1.0).to(shift)
+            shift = torch.stack([shift[:, 0] * sign, shift[:, 1]], dim=1)
+        return replace(camera, scale=camera.scale + self.scale[index], shift=camera.shift + shift)
+
+
+def network_input(views: Views) -> Float[Tensor, "B 4 H W"]:
+    """Masked colors and the mask: what the reconstruction network sees."""
+    return torch.cat([views.rgb * views.mask, views.mask], dim=1)
+
+
+@dataclass(frozen=True)
+class PseudoTruth(Batch):
+    """UV maps of real photographs: the real samples of the mesh GAN.
+
+    Args:
+        maps: texture (0 where the photograph does not show it) and deformation.
+        alpha: which texels the photograph shows.
+        camera: corrected camera of the photograph.
+    """
+
+    maps: UVMaps
+    alpha: Float[Tensor, "B 1 T T"]
+    camera: Camera
+    label: Int[Tensor, "B"] | None
+    index: Int[Tensor, "B"]
+
+    def mirror(self) -> "PseudoTruth":
+        """The same for the mirrored objects: u -> 1/2 - u (section 5.1); cameras stay, as they are paired at random."""
+        return replace(self, maps=self.maps.mirror(), alpha=mirror_maps(self.alpha))
+
+
+@torch.no_grad()
+def project_photographs(
+    mesh: TexturedMesh, camera: Camera, photographs: Float[Tensor, "B 3 S S"], *, size: int, visibility_size: int
+) -> tuple[Float[Tensor, "B 3 R R"], Float[Tensor, "B 1 R R"]]:
+    """Texture and alpha of each photograph on its mesh (section 6.4).
+
+    Args:
+        photographs: masked colors in [-1, 1].
+        size: side R of the texture.
+        visibility_size: side of the render that decides which texels are seen; at least 8 times the mesh's texture.
+    """
+    texture, covered = project_to_uv(mesh, camera, photographs, size)
+    visible = visible_texels(mesh, camera, visibility_size).to(texture)
+    if visible.shape[-1] != size:
+        visible = (resize_bilinear(visible, size) > 0).to(texture)
+    return texture * visible, covered * visible
+
+
+def write_pseudo_truth(
+    folder: Path,
+    position: int,
+    maps: UVMaps,
+    alpha: Float[Tensor, "1 1 R R"],
+    image: Float[Tensor, "1 3 S S"],
+) -> None:
+    """One image's file, written aside and renamed."""
+    arrays = {
+        "mesh": maps.displacement[0].float().cpu().numpy(),
+        "texture": maps.texture[0].half().cpu().numpy(),
+        "texture_alpha": alpha[0].half().cpu().numpy(),
+        "image": image[0].half().cpu().numpy(),
+    }
+    _write_npz(folder / f"{position}.npz", arrays)
+
+
+def write_metadata(
+    folder: Path,
+    *,
+    paths: Sequence[str],
+    labels: Int[Tensor, "N"] | None,
+    camera: Camera,
+    corrections: CameraCorrections,
+    iou: Float[Tensor, "N"],
+) -> None:
+    """What is known about all images together; written last, so its presence says the folder is whole."""
+    count = len(paths)
+    translation = torch.cat([camera.shift, camera.shift.new_zeros(count, 1)], dim=1)
+    _write_npz(
+        folder / "poses_metadata.npz",
+        {
+            "path": np.asarray(paths),
+            "label": np.full(count, -1) if labels is None else labels.numpy(),
+            "scale": camera.scale[:, None].numpy(),
+            "translation": translation.numpy(),
+            "rotation": camera.quat.numpy(),
+            "delta_scale": corrections.scale.detach().cpu()[:, None].numpy(),
+            "delta_translation": corrections.shift.detach().cpu().numpy(),
+            "iou": iou.numpy(),
+        },
+    )
+
+
+def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+class PseudoTruthSet:
+    """The pseudo ground truth of a folder; item i is a `PseudoTruth` batch of one.
+
+    Args:
+        root: a folder of `<i>.npz` files and `poses_metadata.npz`.
+        num_classes: how many classes the labels are drawn from; 0 ignores them.
+        min_iou: images whose mesh covers its photograph worse than this are left out.
+        max_bytes: the items are kept in memory once read, if all of them take no more than this.
+
+    Raises:
+        FileNotFoundError: the folder is not there, or is not whole.
+        ValueError: the number of files is not that of the poses, or an image has no label although classes are asked.
+    """
+
+    def __init__(
+        self, root: str | Path, *, num_classes: int = 0, min_iou: float = 0.0, max_bytes: int = 4 * 2**30
+    ) -> None:
+        self.root = Path(root)
+        self.num_classes = num_classes
+        metadata = self.root / "poses_metadata.npz"
+        if not metadata.is_file():
+            raise FileNotFoundError(
+                f"{metadata}: no pseudo ground truth here; make it with scripts/train.py experiment=meshinv_pseudo_truth_*"
+            )
+        with np.load(metadata, allow_pickle=False) as arrays:
+            poses = {name: arrays[name] for name in arrays.files}
+        files = {int(file.stem) for file in self.root.glob("*.npz") if file.stem.isdigit()}
+        if files != set(range(len(poses["path"]))):
+            raise ValueError(
+                f"{self.root}: {len(files)} pseudo-truth files for {len(poses['path'])} poses; "
+                "finish or repeat the run that writes them"
+            )
+        self.positions = np.flatnonzero(poses["iou"] >= min_iou)
+        if not len(self.positions):
+            raise ValueError(f"{self.root}: no image reaches min_iou={min_iou}; the best is {poses['iou'].max():.3f}")
+        if num_classes and not (0 <= poses["label"].min() and poses["label"].max() < num_classes):
+            raise ValueError(
+                f"{metadata}: field label runs from {poses['label'].min()} to {poses['label'].max()}, "
+                f"which does not fit num_classes={num_classes}"
+            )
+        self.names = [str(poses["path"][i]) for i in self.positions]
+        self._labels = torch.from_numpy(poses["label"].astype(np.int64))
+        scale = torch.from_numpy(poses["scale"] + poses["delta_scale"]).float()[:, 0]
+        shift = torch.from_numpy(poses["translation"][:, :2] + poses["delta_translation"]).float()
+        self._cameras = Camera(torch.from_numpy(poses["rotation"]).float(), scale, shift, torch.zeros_like(scale))
+        self._items: dict[int, PseudoTruth] = {}
+        first = self._read(0)
+        item_bytes = first.maps.texture.nbytes + first.maps.displacement.nbytes + first.alpha.nbytes
+        self._keep = item_bytes * len(self) <= max_bytes
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @property
+    def labels(self) -> Int[Tensor, "N"]:
+        """Class of each image; -1 where it has none."""
+        return self._labels[self.positions]
+
+    def __getitem__(self, item: int) -> PseudoTruth:
+        if item not in self._items:
+            read = self._read(item)
+            if not self._keep:
+                return read
+            self._items[item] = read  # two threads may both get here; they read the same
+        return self._items[item]
+
+    def _read(self, item: int) -> PseudoTruth:
+        position = int(self.positions[item])
+        with np.load(self.root / f"{position}.npz", allow_pickle=False) as arrays:
+            texture, alpha, mesh = (
+                torch.from_numpy(arrays[name].astype(np.float32))[None] for name in ("texture", "texture_alpha", "mesh")
+            )
+        return PseudoTruth(
+            UVMaps(texture, mesh),
+            alpha,
+            self._cameras[position],
+            self._labels[position : position + 1] if self.num_classes else None,
+            torch.tensor([item]),
+        )
+
+    def batch(self, indices: Sequence[int]) -> PseudoTruth:
+        return PseudoTruth.cat([self[i] for i in indices])
