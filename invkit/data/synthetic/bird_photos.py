@@ -33,7 +33,7 @@ VERSION = 1  # goes up whenever the same parameters would give other pictures
 SPLITS = ("train", "val", "test")
 SUPERSAMPLE = 3
 NOVEL_SIZE = 128
-NOVEL_SCALE = 0.85
+NOVEL_FILL = 0.95  # half the picture, over the radius of the ball around the bird's box
 UPRIGHT = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # a bird seen from the front: x stays right, up is -y
 
 
@@ -140,6 +140,8 @@ def take_photo(
 def novel_views(photo: Photo, count: int) -> dict[str, np.ndarray]:
     """`count` further views around the bird's vertical axis, evenly spread from the photograph's own azimuth."""
     colors = photo.bird.surface.colors * shade(photo.bird.surface, photo.light)[:, None]
+    low, high = photo.bird.surface.vertices.min(axis=0), photo.bird.surface.vertices.max(axis=0)
+    scale = NOVEL_FILL * 2 / float(np.linalg.norm(high - low))
     stand = _about_x(-photo.tilt)
     forward = photo.rot[2] @ stand.T  # viewing direction of the photograph, the bird's tilt taken out
     start = float(np.arctan2(forward[0], forward[1]))
@@ -147,7 +149,7 @@ def novel_views(photo: Photo, count: int) -> dict[str, np.ndarray]:
     for k in range(1, count + 1):
         turn = start + 2 * np.pi * k / (count + 1)
         rot = _about_x(np.radians(12)) @ UPRIGHT @ _about_z(turn) @ stand
-        camera = _camera(rot, NOVEL_SCALE, np.zeros(2))
+        camera = _camera(rot, scale, -scale * (rot[:2] @ (low + high) / 2))
         seen = picture(photo.bird.surface, colors, camera, height=NOVEL_SIZE, width=NOVEL_SIZE, supersample=SUPERSAMPLE)
         rgb.append(_bytes(seen.over(1.0)))
         mask.append(_bytes(seen.coverage))

@@ -22,13 +22,13 @@ def scenery(rng: np.random.Generator, height: int, width: int) -> Float64[np.nda
     picture = top + (bottom - top) * ramp[:, None, None]
     for cells, strength in ((4, 0.13), (9, 0.09), (17, 0.05)):
         noise = rng.normal(0, strength, (cells, cells, 1)) + rng.normal(0, strength / 2.5, (cells, cells, 3))
-        across = np.einsum("wj,ijc->iwc", _blend(width, cells), noise)
-        picture = picture + np.tensordot(_blend(height, cells), across, axes=1)
+        picture = picture + _stretch(_stretch(noise, height).swapaxes(0, 1), width).swapaxes(0, 1)
     return picture.clip(0, 1)
 
 
-def _blend(size: int, cells: int) -> Float64[np.ndarray, "S C"]:
-    """Weights of `cells` knots at every pixel, smoothed by a cosine between neighbors."""
-    place = np.linspace(0, cells - 1, size)
-    distance = np.abs(place[:, None] - np.arange(cells))
-    return np.where(distance < 1, 0.5 + 0.5 * np.cos(np.pi * distance), 0.0)
+def _stretch(knots: Float64[np.ndarray, "N M 3"], size: int) -> Float64[np.ndarray, "S M 3"]:
+    """`size` rows from a few, smoothed by a cosine between neighbors."""
+    place = np.linspace(0, len(knots) - 1, size)
+    low = np.minimum(place.astype(int), len(knots) - 2)
+    share = (0.5 - 0.5 * np.cos(np.pi * (place - low)))[:, None, None]
+    return knots[low] * (1 - share) + knots[low + 1] * share

@@ -10,8 +10,10 @@ from typing import Any
 RECIPE = "synthetic.json"
 
 
-def write_once(root: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-    """`root` filled by `write` and described by `recipe` in synthetic.json; kept as it is where that is already so.
+def write_once(
+    root: str | Path, recipe: Mapping[str, Any], write: Callable[[Path], None], *, receipt: str = RECIPE
+) -> None:
+    """`root` filled by `write` and described by `recipe` in the file `receipt`; kept as it is where that is already so.
 
     Everything is written into a temporary folder beside it and renamed at the end, so an interruption leaves no `root`.
     Several processes may ask at the same time; one of them wins and the others keep its folder.
@@ -21,29 +23,29 @@ def write_once(root: str | Path, recipe: Mapping[str, Any], write: Callable[[Pat
     """
     root = Path(root)
     recipe = json.loads(json.dumps(recipe))
-    if _is_written(root, recipe):
+    if _is_written(root, recipe, receipt):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         aside.chmod(0o755)
         write(aside)
-        (aside / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+        (aside / receipt).write_text(json.dumps(recipe, indent=2) + "\n")
         try:
             aside.rename(root)
         except OSError:
-            if not _is_written(root, recipe):
+            if not _is_written(root, recipe, receipt):
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _is_written(root: Path, recipe: dict[str, Any]) -> bool:
+def _is_written(root: Path, recipe: dict[str, Any], receipt: str) -> bool:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    if not (root / RECIPE).is_file():
-        raise ValueError(f"{root} exists and is not a synthetic data set (no {RECIPE}); name another folder")
-    found = json.loads((root / RECIPE).read_text())
+    if not (root / receipt).is_file():
+        raise ValueError(f"{root} exists and is not such a data set (no {receipt}); name another folder")
+    found = json.loads((root / receipt).read_text())
     if found != recipe:
         differ = [
             f"{key}: {found.get(key)!r} there, {recipe.get(key)!r} asked for"

@@ -59,13 +59,15 @@ def tube(
     count, around = rings.shape[:2]
     here = np.arange(count * around).reshape(count, around)
     beside = np.roll(here, -1, axis=1)
-    quads = [here[:-1], beside[:-1], here[1:], beside[1:]]
-    a, b, c, d = (corner.reshape(-1) for corner in quads)
     first, last = count * around, count * around + 1
+    a, b, c, d = here[:-1], beside[:-1], here[1:], beside[1:]
+    later = np.arange(around) >= around // 2  # cut along the other diagonal: a ring's two halves mirror each other
+    one = np.where(later[:, None], np.stack([a, b, d], axis=-1), np.stack([a, b, c], axis=-1))
+    two = np.where(later[:, None], np.stack([a, d, c], axis=-1), np.stack([b, d, c], axis=-1))
     faces = np.concatenate(
         [
-            np.stack([a, b, c], axis=1),
-            np.stack([b, d, c], axis=1),
+            one.reshape(-1, 3),
+            two.reshape(-1, 3),
             np.stack([np.full(around, first), beside[0], here[0]], axis=1),
             np.stack([np.full(around, last), here[-1], beside[-1]], axis=1),
         ]
