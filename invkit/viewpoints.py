@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from invkit import rotation
 from invkit.camera import Camera
 
+X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 UPRIGHT = 90.0
 
 
@@ -22,7 +23,7 @@ def _about(axis: tuple[float, float, float], degrees: Float[Tensor, "B"]) -> Flo
 def canonical(count: int, default_orientation: float = 30.0) -> Float[Tensor, "B 4"]:
     """`count` times the side view with the body inclined by `default_orientation` degrees: R_z(90 - it) R_y(-90)."""
     tilt = torch.full((count,), UPRIGHT - default_orientation)
-    return rotation.multiply(_about((0, 0, 1), tilt), _about((0, 1, 0), torch.full((count,), -90.0)))
+    return rotation.multiply(_about(Z, tilt), _about(Y, torch.full((count,), -90.0)))
 
 
 def _looking(quat: Float[Tensor, "B 4"], scale: float) -> Camera:
@@ -36,7 +37,7 @@ def azimuth_ring(count: int = 12, *, scale: float = 0.7, default_orientation: fl
     The object turns about the image's vertical axis, from the canonical pose.
     """
     degrees = torch.arange(count) * (360 / count)
-    return _looking(rotation.multiply(_about((0, 1, 0), degrees), canonical(count, default_orientation)), scale)
+    return _looking(rotation.multiply(_about(Y, degrees), canonical(count, default_orientation)), scale)
 
 
 def random(
@@ -49,11 +50,11 @@ def random(
 ) -> Camera:
     """Cameras at azimuths drawn from the whole circle and elevations drawn from +-`max_elevation` degrees."""
     azimuth, elevation = torch.rand(2, count, generator=rng) * 2 - 1
-    turned = rotation.multiply(_about((0, 1, 0), azimuth * 180), canonical(count, default_orientation))
-    return _looking(rotation.multiply(_about((1, 0, 0), elevation * max_elevation), turned), scale)
+    turned = rotation.multiply(_about(Y, azimuth * 180), canonical(count, default_orientation))
+    return _looking(rotation.multiply(_about(X, elevation * max_elevation), turned), scale)
 
 
-def orbit(camera: Camera, degrees: Float[Tensor, "K"], axis: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> Camera:
+def orbit(camera: Camera, degrees: Float[Tensor, "K"], axis: tuple[float, float, float] = Z) -> Camera:
     """Each camera with the object turned by each angle about its own `axis`, image-major: [B K] cameras.
 
     The object's origin comes to the center of the image; 0 degrees is the found view but for that. The default axis is

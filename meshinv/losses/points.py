@@ -1,0 +1,162 @@
+"""Pictures as sets of points, and who is nearest to whom.
+
+Both Chamfer losses of MeshInversion compare point sets of different sizes. A batch of them is padded and carries
+`valid`; the search for nearest neighbors runs image by image on the true sizes, in tiles, without gradient. The losses
+then take the distances of the matched pairs alone, so neither memory nor the backward pass ever sees an N x M matrix.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from invkit.batch import Batch
+
+FOREGROUND = 0.9  # a pixel belongs to the object where its mask is above this, as in the released code
+PAIRS_IN_CACHE, PAIRS_IN_A_LAUNCH = 2**16, 2**22  # tile sizes: what stays in a core's cache; what keeps a GPU busy
+DIRECT_CHANNELS = 8  # up to here differences are as fast as the matrix product and lose no digits
+
+
+@dataclass(frozen=True)
+class PixelSet(Batch):
+    """The chosen pixels of each image, in row-major order, padded to the longest.
+
+    Args:
+        row, column: pixel indices; 0 in the padding.
+        valid: False in the padding.
+    """
+
+    row: Int[Tensor, "B M"]
+    column: Int[Tensor, "B M"]
+    valid: Bool[Tensor, "B M"]
+
+    def counts(self) -> list[int]:
+        """How many pixels each image has."""
+        return self.valid.sum(dim=1).tolist()
+
+    def require_some(self, names: Int[Tensor, "B"]) -> None:
+        """
+        Raises:
+            ValueError: an image has no pixels; `names` says which.
+        """
+        empty = [name for name, count in zip(names.tolist(), self.counts(), strict=True) if count == 0]
+        if empty:
+            raise ValueError(f"the masks of images {empty} are empty: no pixel is above {FOREGROUND}")
+
+    def positions(self, height: int, width: int, *, offset: float = 0.0, dtype: torch.dtype) -> Float[Tensor, "B M 2"]:
+        """(x, y) in NDC, y down. Index i lies at 2 (i + offset) / size - 1; the authors use offset 0."""
+        x = (self.column.to(dtype) + offset) * (2 / width) - 1
+        y = (self.row.to(dtype) + offset) * (2 / height) - 1
+        return torch.stack([x, y], dim=-1)
+
+    def read(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B M C"]:
+        """The values of these very pixels."""
+        flat = self.row * image.shape[-1] + self.column
+        values = image.flatten(2).gather(2, flat[:, None].expand(-1, image.shape[1], -1))
+        return values.transpose(1, 2)
+
+
+def foreground(
+    mask: Float[Tensor, "B 1 H W"],
+    *,
+    max_points: int | None = None,
+    seeds: Int[Tensor, "B"] | None = None,
+) -> PixelSet:
+    """The pixels of `mask` above 0.9.
+
+    Args:
+        max_points: where an image has more, this many of them are drawn. Whether a pixel is drawn early or late depends
+            on its position and the image's seed alone, so the choice is stable while an outline moves and is the same
+            on every device and in every batch.
+        seeds: one for each image; needed with `max_points`.
+    """
+    batch, width = len(mask), mask.shape[-1]
+    inside = mask.detach().flatten(1) > FOREGROUND
+    if max_points is not None:
+        inside = _drawn(inside, max_points, seeds)
+    image, pixel = inside.nonzero(as_tuple=True)
+    counts = inside.sum(dim=1)
+    starts = counts.cumsum(0) - counts
+    place = torch.arange(len(image), device=mask.device) - starts[image]
+    longest = max(int(counts.max()) if batch else 0, 1)  # never of length 0, which some operators refuse
+    padded = pixel.new_zeros(batch, longest)
+    padded[image, place] = pixel
+    valid = torch.arange(longest, device=mask.device) < counts[:, None]
+    return PixelSet(padded // width, padded % width, valid)
+
+
+def _drawn(inside: Bool[Tensor, "B P"], max_points: int, seeds: Int[Tensor, "B"] | None) -> Bool[Tensor, "B P"]:
+    """At most `max_points` of the pixels inside, those of the lowest hash."""
+    if seeds is None:
+        raise ValueError("drawing pixels needs `seeds`, one for each image")
+    if max_points < 1:
+        raise ValueError(f"max_points must be at least 1; got {max_points}")
+    if inside.shape[1] <= max_points or int(inside.sum(dim=1).max()) <= max_points:
+        return inside
+    order = _hash(torch.arange(inside.shape[1], device=inside.device) + _hash(seeds)[:, None])
+    order = order.masked_fill(~inside, torch.iinfo(torch.int64).max)
+    last = order.kthvalue(max_points, dim=1, keepdim=True).values
+    return inside & (order <= last)
+
+
+def _hash(value: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
+    """A 63-bit integer hash (the finalizer of splitmix64), equal on every device."""
+    mixed = value.long() * -7046029254386353131
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
+        # torch shifts signed integers arithmetically; the mask makes it the logical shift the hash is made for.
+        mixed = (mixed ^ ((mixed >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return (mixed ^ ((mixed >> 31) & (2**33 - 1))) & (2**63 - 1)
+
+
+def squared_distances(first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
+    """|a - b|^2 of every pair, without gradient; for many channels by |a|^2 + |b|^2 - 2 a.b."""
+    if first.shape[1] > DIRECT_CHANNELS:
+        square = (first * first).sum(dim=1)[:, None] + (second * second).sum(dim=1)
+        return torch.addmm(square, first, second.T, alpha=-2)
+    total = first.new_zeros(len(first), len(second))
+    for a, b in zip(first.T, second.T, strict=True):
+        difference = a[:, None] - b
+        total.addcmul_(difference, difference)
+    return total
+
+
+@torch.no_grad()
+def nearest(
+    source_counts: Sequence[int],
+    target_counts: Sequence[int],
+    cost: Callable[[int, slice, int], Float[Tensor, "N M"]],
+    *,
+    like: Float[Tensor, "B N C"],
+) -> Int[Tensor, "B N"]:
+    """For every source point of every image the target point of least cost; 0 in the padding.
+
+    Args:
+        cost: (image, sources, number of targets) -> the costs of these sources against all targets of that image.
+        like: the padded source points; gives the padded length and the device.
+
+    Raises:
+        ValueError: an image has sources but no targets.
+    """
+    found = torch.zeros(like.shape[:2], dtype=torch.long, device=like.device)
+    pairs = PAIRS_IN_CACHE if like.device.type == "cpu" else PAIRS_IN_A_LAUNCH
+    for image, (sources, targets) in enumerate(zip(source_counts, target_counts, strict=True)):
+        if sources and not targets:
+            raise ValueError(f"image {image} of the batch has {sources} source points and nothing to match them with")
+        rows = max(1, pairs // max(targets, 1))
+        for start in range(0, sources, rows):
+            chunk = slice(start, min(start + rows, sources))
+            found[image, chunk] = cost(image, chunk, targets).argmin(dim=1)
+    return found
+
+
+def pick(values: Float[Tensor, "B N C"], index: Int[Tensor, "B M"]) -> Float[Tensor, "B M C"]:
+    """values[b, index[b, m]], differentiable."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[2]))
+
+
+def mean_of_valid(values: Float[Tensor, "B M"], valid: Bool[Tensor, "B M"]) -> Float[Tensor, "B"]:
+    """The mean over each image's true points; 0 for an image that has none."""
+    kept = torch.where(valid, values, values.new_zeros(()))
+    return kept.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
