@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimizer imports it, for seconds: once in the fork server is enough
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
