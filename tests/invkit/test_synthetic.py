@@ -256,7 +256,7 @@ def test_a_finished_folder_is_kept_and_another_recipe_is_refused(bird_root, tmp_
     with pytest.raises(ValueError, match=r"kind: 'birds' there, 'cars'"):
         write_cars(bird_root)
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="not a synthetic data set"):
+    with pytest.raises(ValueError, match=r"no synthetic\.json"):
         write_birds(tmp_path, **SMALL)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
