@@ -2,7 +2,8 @@
 
     python scripts/prepare_data.py cub-subset SOURCE datasets/cub_subset
     python scripts/prepare_data.py cub-subset SOURCE --check              look, write nothing
-    python scripts/prepare_data.py synthetic-birds datasets/synthetic_birds
+    python scripts/prepare_data.py synthetic-birds datasets/synthetic_birds --train 256
+    python scripts/prepare_data.py synthetic-cars datasets/synthetic_cars
     python scripts/prepare_data.py check cub datasets/cub --sheet sheet.png
     python scripts/prepare_data.py check folder my_photographs
 
@@ -11,8 +12,9 @@ is 1 where something is missing or damaged; every such file is named. docs/datas
 """
 
 import argparse
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from torch.nn import functional
 
 from invkit.data import cub, cub_subset, folder, synthetic
 from invkit.data.dataset import ImageSet
+from invkit.data.srn import Srn
 from invkit.images import grid, write_png
 
 # ---- Making ------------------------------------------------------------------------------------------------------
@@ -39,14 +42,13 @@ def make_cub_subset(options: argparse.Namespace) -> list[str]:
         if errors:
             print(f"cameras against parts: median error {np.median(errors):.1%} of the longer side of the box")
         return cub_subset.problems(subset)
-    written = cub_subset.write_subset(options.source, options.target)
-    print(f"{options.target} {'is written' if written else 'was there already'}")
+    cub_subset.write_subset(options.source, options.target)
+    print(f"{options.target} is complete")
     return []
 
 
-def make_synthetic_birds(options: argparse.Namespace) -> list[str]:
-    counts = {"train": options.train, "val": options.val, "test": options.test}
-    synthetic.write_birds(options.target, **counts, num_species=options.species, seed=options.seed)
+def make_synthetic(options: argparse.Namespace) -> list[str]:
+    options.write(options.target, **{name: getattr(options, name) for name in numbers(options.write)})
     print(f"{options.target} is complete")
     return []
 
@@ -78,15 +80,40 @@ def check_folder(options: argparse.Namespace) -> list[str]:
         dataset = folder.Folder(options.root)
         describe("all splits", dataset)
         given = sum(photo.camera is not None for photo in dataset.photos)
-        print(f"cameras are given for {given} of them")
+        print(f"cameras are given for {given}")
         if options.sheet:
             save_sheet(options.sheet, dataset)
     return found
 
 
+def check_srn(options: argparse.Namespace) -> list[str]:
+    splits = [path.name.rpartition("_") for path in sorted(options.root.glob("*_*")) if path.is_dir()]
+    if not splits:
+        return [f"{options.root} has no <category>_<split> folder"]
+    found = []
+    for category, _, split in splits:
+        try:
+            dataset = Srn(options.root, category, split)
+        except (FileNotFoundError, ValueError) as error:
+            found.append(str(error))
+            continue
+        wrong = []
+        for index in range(len(dataset)):
+            try:
+                dataset[index]
+            except (FileNotFoundError, ValueError) as error:
+                wrong.append(str(error))
+        found += wrong
+        if not wrong:
+            describe(f"{category} {split} ({len(dataset.objects)} objects)", dataset)
+    if options.sheet and not found:
+        save_sheet(options.sheet, Srn(options.root, splits[0][0], splits[0][2]))
+    return found
+
+
 def describe(title: str, dataset: ImageSet) -> None:
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
-    print(f"{title}: {len(dataset)} photographs, {classes}")
+    print(f"{title}: all {len(dataset)} pictures are whole; {classes}")
 
 
 def save_sheet(
@@ -105,10 +132,16 @@ def save_sheet(
             for x, y in places:
                 image[:, y - 1 : y + 2, x - 1 : x + 2] = image.new_tensor([-1.0, 1.0, -1.0]).view(3, 1, 1)
     write_png(path, grid(images, columns))
-    print(f"{path} shows {len(chosen)} of them")
+    print(f"{path} shows {len(chosen)}")
 
 
 # ---- The command line --------------------------------------------------------------------------------------------
+
+
+def numbers(write: Callable[..., None]) -> dict[str, int]:
+    """The whole numbers that a data set is made from, with their defaults."""
+    parameters = inspect.signature(write).parameters.values()
+    return {p.name: p.default for p in parameters if isinstance(p.default, int)}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,19 +154,20 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--check", action="store_true", help="look at the source and report; write nothing")
     made.set_defaults(run=make_cub_subset)
 
-    made = commands.add_parser("synthetic-birds", help="procedural birds, in CMR's layout")
-    made.add_argument("target", type=Path, nargs="?", default=Path("datasets/synthetic_birds"))
-    made.add_argument("--train", type=int, default=256)
-    made.add_argument("--val", type=int, default=32)
-    made.add_argument("--test", type=int, default=32)
-    made.add_argument("--species", type=int, default=12)
-    made.add_argument("--seed", type=int, default=0)
-    made.set_defaults(run=make_synthetic_birds)
+    for kind, write, help_text in (
+        ("birds", synthetic.write_birds, "procedural birds, in CMR's layout"),
+        ("cars", synthetic.write_cars, "procedural cars, in the layout of ShapeNet-SRN"),
+    ):
+        made = commands.add_parser(f"synthetic-{kind}", help=help_text)
+        made.add_argument("target", type=Path, nargs="?", default=Path(f"datasets/synthetic_{kind}"))
+        for name, default in numbers(write).items():
+            made.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+        made.set_defaults(run=make_synthetic, write=write)
 
     kinds = commands.add_parser("check", help="read everything; name what is missing or damaged").add_subparsers(
         required=True, metavar="KIND"
     )
-    for kind, run in {"cub": check_cub, "folder": check_folder}.items():
+    for kind, run in {"cub": check_cub, "folder": check_folder, "srn": check_srn}.items():
         checked = kinds.add_parser(kind)
         checked.add_argument("root", type=Path)
         checked.add_argument("--sheet", type=Path, metavar="PNG", help="also draw some items with their masks")
@@ -150,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = [str(error)]
     for problem in found:
         print(f"- {problem}", file=sys.stderr)
-    print(f"{len(found)} problems" if found else "no problems")
+    if found:
+        print(f"{len(found)} problems", file=sys.stderr)
     return 1 if found else 0
 
 

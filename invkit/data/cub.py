@@ -293,12 +293,21 @@ def _read_predicted_cameras(
         return {}
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; {_OBTAIN}")
-    entries = torch.load(path, weights_only=True, map_location="cpu")
+    try:
+        entries = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a damaged archive raises whatever its broken bytes happen to mean
+        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error}); it is damaged: {_OBTAIN}") from error
     cameras = {}
     for position, record in enumerate(records):
         stem = record.path.stem
-        if stem not in entries:
-            raise ValueError(f"{path} has no camera for {stem}: was it predicted for another split?")
-        if float(entries[stem]["pred_pose_overlay_iou"]) > min_overlap:
-            cameras[position] = Camera.from_cmr(entries[stem]["pred_cam"].double().view(1, 7))
+        try:
+            overlap = float(entries[stem]["pred_pose_overlay_iou"])
+            vector = entries[stem]["pred_cam"].double().view(1, 7)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} gives no pred_cam of 7 numbers and pred_pose_overlay_iou to {stem} ({error!r}): "
+                "was it predicted for another split?"
+            ) from error
+        if overlap > min_overlap:
+            cameras[position] = Camera.from_cmr(vector)
     return cameras

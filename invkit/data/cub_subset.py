@@ -6,7 +6,6 @@ So a coordinate c goes to (c - 1/2) f + 1/2 when the photograph is scaled by f.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import scipy.io
 from jaxtyping import Bool, Float
 
 from invkit.data.cub import annotation_files, read_table
+from invkit.data.synthetic.staging import write_once
 from invkit.images import read_image
 
 SPLITS = {"1": "train", "0": "test"}
@@ -187,44 +187,35 @@ def problems(subset: Subset) -> list[str]:
     return found
 
 
-def write_subset(source: str | Path, target: str | Path) -> bool:
-    """Write the data set at `target`, whole or not at all; False where it is already there.
+def write_subset(source: str | Path, target: str | Path) -> None:
+    """Write the data set at `target`, whole or not at all; one that is there already is kept.
 
     Raises:
         ValueError: the source is incomplete or damaged, or something else is at `target`.
         FileNotFoundError: a file of annotations is missing.
     """
-    source, target = Path(source), Path(target)
-    receipt = {"made_from": "cub_subset", "digest": _digest(source)}
-    if target.is_dir() and any(target.iterdir()):
-        found = target / _RECEIPT
-        if found.is_file() and json.loads(found.read_text()) == receipt:
-            return False
-        raise ValueError(f"{target} exists and was not made from {source} as it is: remove it or name another folder")
-    subset = read_subset(source)
-    wrong = problems(subset)
-    if wrong:
-        raise ValueError(f"{source} has {len(wrong)} problems (--check lists them), first: {wrong[0]}")
+    source = Path(source)
 
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    for bird in subset.birds:
-        place = aside / "CUB_200_2011" / "images" / bird.path
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bird.photo, place)
-    for split in SPLITS.values():
-        birds = [bird for bird in subset.birds if bird.split == split]
-        if birds:
-            write_split(aside, split, birds, subset.mean_shape, subset.triangles)
-    _write_lines(aside / "CUB_200_2011" / "images.txt", [f"{b.image_id} {b.path}" for b in subset.birds])
-    _write_lines(aside / "CUB_200_2011" / "image_class_labels.txt", [f"{b.image_id} {b.label}" for b in subset.birds])
-    annotated = [Path(bird.path).with_suffix("").as_posix() for bird in subset.birds if bird.annotated]
-    _write_lines(aside / ANNOTATED, annotated)
-    (aside / _RECEIPT).write_text(json.dumps(receipt))
-    if target.is_dir():
-        target.rmdir()
-    aside.rename(target)
-    return True
+    def write(folder: Path) -> None:
+        subset = read_subset(source)
+        wrong = problems(subset)
+        if wrong:
+            raise ValueError(f"{source} has {len(wrong)} problems (--check lists them), first: {wrong[0]}")
+        release = folder / "CUB_200_2011"
+        for bird in subset.birds:
+            place = release / "images" / bird.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bird.photo, place)
+        for split in SPLITS.values():
+            birds = [bird for bird in subset.birds if bird.split == split]
+            if birds:
+                write_split(folder, split, birds, subset.mean_shape, subset.triangles)
+        _write_lines(release / "images.txt", [f"{bird.image_id} {bird.path}" for bird in subset.birds])
+        _write_lines(release / "image_class_labels.txt", [f"{bird.image_id} {bird.label}" for bird in subset.birds])
+        annotated = [Path(bird.path).with_suffix("").as_posix() for bird in subset.birds if bird.annotated]
+        _write_lines(folder / ANNOTATED, annotated)
+
+    write_once(target, {"made_from": "cub_subset", "digest": _digest(source)}, write, receipt=_RECEIPT)
 
 
 def write_split(

@@ -275,6 +275,9 @@ def test_predicted_cameras_are_taken_where_they_overlap_well(tmp_path):
     torch.save(file, tmp_path / "cameras.pth")
     with pytest.raises(ValueError, match=Path(entries[2].path).stem):
         Cub(root, "test", 32, predicted_cameras=tmp_path / "cameras.pth")
+    (tmp_path / "cameras.pth").write_bytes(b"noise")
+    with pytest.raises(ValueError, match=r"cameras\.pth"):
+        Cub(root, "test", 32, predicted_cameras=tmp_path / "cameras.pth")
 
 
 def test_a_split_of_one_photograph_is_read(tmp_path):
