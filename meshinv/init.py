@@ -29,7 +29,7 @@ class BestOfN:
         images, device = len(views), views.rgb.device
         latents = prior.sample(self.count, rng).to(device)
         classes = torch.randint(max(prior.num_classes, 1), (self.count,), generator=rng).to(device)
-        best = torch.full((images,), torch.inf, device=device)
+        best = views.rgb.new_full((images,), torch.inf)
         winner = torch.zeros(images, dtype=torch.long, device=device)
         at_once = max(1, self.batch_size // images)
         for tried in torch.arange(self.count, device=device).split(at_once):
