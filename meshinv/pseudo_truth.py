@@ -160,7 +160,7 @@ class PseudoTruthSet:
         metadata = self.root / "poses_metadata.npz"
         if not metadata.is_file():
             raise FileNotFoundError(
-                f"{metadata}: no pseudo ground truth here; make it with scripts/train.py experiment=meshinv_pseudo_truth_*"
+                f"{metadata}: no pseudo ground truth here; scripts/train.py experiment=meshinv_pseudo_truth_* makes it"
             )
         with np.load(metadata, allow_pickle=False) as arrays:
             poses = {name: arrays[name] for name in arrays.files}
@@ -173,7 +173,7 @@ class PseudoTruthSet:
         self.positions = np.flatnonzero(poses["iou"] >= min_iou)
         if not len(self.positions):
             raise ValueError(f"{self.root}: no image reaches min_iou={min_iou}; the best is {poses['iou'].max():.3f}")
-        if num_classes and not (0 <= poses["label"].min() and poses["label"].max() < num_classes):
+        if num_classes and not (poses["label"].min() >= 0 and poses["label"].max() < num_classes):
             raise ValueError(
                 f"{metadata}: field label runs from {poses['label'].min()} to {poses['label'].max()}, "
                 f"which does not fit num_classes={num_classes}"

@@ -42,7 +42,7 @@ class GanTask:
 
     Args:
         flatness_weight: smoothness of the generated mesh.
-        ema_alpha: decay of the generator's running average after 100 epochs; it forgets sooner before (4.4).
+        ema_alpha: decay of the generator's running average after 100 epochs; it forgets sooner before.
         mirror: half of the samples are mirrored.
         mixed_precision: convolutions in bfloat16.
         channels_last: memory layout that convolutions on CPUs and tensor cores prefer; same results up to rounding.

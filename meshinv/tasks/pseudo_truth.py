@@ -125,7 +125,8 @@ class PseudoTruthTask:
     def report(self, run: Run, step: int) -> None:
         """Photographs, their reconstructions and novel views; the mean IoU of these few."""
         self.network.eval()
-        views = self.data.batch(range(min(SHEET_IMAGES, len(self.data)))).to(run.device)
+        spread = torch.linspace(0, len(self.data) - 1, min(SHEET_IMAGES, len(self.data))).long().tolist()
+        views = self.data.batch(spread).to(run.device)
         mesh, image = self.reconstruct(views)
         run.log.image(step, "reconstruction", sheet(views, image, mesh, self.renderer))
         run.log.scalars(step, {"iou": iou(image.mask, views.mask).mean().item()}, prefix="report/")
