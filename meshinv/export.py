@@ -1,0 +1,134 @@
+"""Textured meshes as files that any viewer opens: GLB, or OBJ with its material and picture; and turntables.
+
+A viewer does not read textures as the renderer does. It takes texel centers at half integers where the renderer aligns
+the outermost texels with the borders of the UV square, and its y axis is up where the object frame's z is. So the file
+holds the padded texture and UVs that make a viewer look up the same colors, and turned vertices: (x, y, z) becomes
+(x, z, -y), which is a rotation. The head of a bird (-y) then looks along +z, as glTF wants the front of things.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import trimesh
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import PBRMaterial, SimpleMaterial
+
+from invkit import viewpoints
+from invkit.camera import Camera
+from invkit.files import written_aside
+from invkit.images import to_uint8
+from invkit.protocols import Renderer
+from meshinv.mesh import TexturedMesh
+from meshinv.template import Template
+
+
+def models(mesh: TexturedMesh) -> list[trimesh.Trimesh]:
+    """Each mesh of the batch for trimesh: y up, one vertex for each entry of the UV table, v up as trimesh has it."""
+    template = mesh.template.to("cpu", torch.float64)
+    owner = _vertex_of_uv(template)
+    uvs = _viewer_uvs(template, *mesh.texture.shape[2:]).numpy()
+    on_cpu = mesh.detach().to("cpu")
+    positions = _y_up(on_cpu.vertices.double())[:, owner].numpy()
+    normals = _y_up(_vertex_normals(on_cpu))[:, owner].numpy()
+    pictures = to_uint8(template.pad_texture(on_cpu.texture.float())).numpy()
+    return [
+        trimesh.Trimesh(
+            vertices=positions[i],
+            faces=template.face_uvs.numpy(),
+            vertex_normals=normals[i],
+            visual=TextureVisuals(uv=uvs, material=_matte(Image.fromarray(pictures[i]))),
+            process=False,
+        )
+        for i in range(len(mesh))
+    ]
+
+
+def write_glb(path: Path, model: trimesh.Trimesh) -> None:
+    """One binary glTF file with the texture in it; whole or not there."""
+    with written_aside(path) as aside:
+        aside.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(model), include_normals=True))
+
+
+def write_obj(path: Path, model: trimesh.Trimesh) -> None:
+    """`path` (.obj) with a .mtl and a .png of the same name beside it; the OBJ is written last, when these are there."""
+    plain = model.copy()
+    plain.visual = TextureVisuals(
+        uv=model.visual.uv, material=SimpleMaterial(image=model.visual.material.baseColorTexture, name=path.stem)
+    )
+    text, files = trimesh.exchange.obj.export_obj(
+        plain, include_normals=True, return_texture=True, mtl_name=f"{path.stem}.mtl", header=None
+    )
+    for name, content in files.items():
+        with written_aside(path.with_name(name)) as aside:
+            aside.write_bytes(content)
+    with written_aside(path) as aside:
+        aside.write_text(text)
+
+
+def turntable(
+    mesh: TexturedMesh, camera: Camera, renderer: Renderer[TexturedMesh], count: int = 36
+) -> UInt8[Tensor, "K H W 3"]:
+    """A batch of one turned about its up axis in `count` equal steps, from the camera's view on, over white.
+
+    Raises:
+        ValueError: the batch does not hold exactly one mesh.
+    """
+    if len(mesh) != 1:
+        raise ValueError(f"a turntable shows one mesh; this batch has {len(mesh)}")
+    centered = mesh.centered()
+    cameras = viewpoints.orbit(camera, torch.arange(count) * (360 / count))
+    frames = []
+    with torch.no_grad():
+        for i in range(count):
+            image = renderer(centered, cameras[i])
+            # The colors are multiplied by the mask already, also where supersampling made it fractional.
+            frames.append(to_uint8(image.rgb + 1 - image.mask).cpu())
+    return torch.cat(frames)
+
+
+def write_gif(path: Path, frames: UInt8[Tensor, "K H W 3"], *, frames_per_second: float = 12.0) -> None:
+    """An animation that repeats for ever; whole or not there."""
+    pictures: Sequence[Image.Image] = [Image.fromarray(frame.numpy()) for frame in frames.cpu()]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / frames_per_second), loop=0
+    )
+    with written_aside(path) as aside:
+        aside.write_bytes(buffer.getvalue())
+
+
+def _matte(picture: Image.Image) -> PBRMaterial:
+    return PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=False)
+
+
+def _y_up(vectors: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
+    x, y, z = vectors.unbind(2)
+    return torch.stack([x, z, -y], dim=2)
+
+
+def _vertex_of_uv(template: Template) -> Tensor:
+    owner = torch.empty(len(template.uvs), dtype=torch.long)
+    owner[template.face_uvs.flatten()] = template.faces.flatten()
+    return owner
+
+
+def _viewer_uvs(template: Template, height: int, width: int) -> Float[Tensor, "N 2"]:
+    """Where a viewer (texel centers at half integers) finds in the padded texture what the renderer reads in it."""
+    padded = width + (2 if template.symmetric else 1)
+    u, v = template.texture_uvs(width).unbind(1)
+    return torch.stack([(u * (padded - 1) + 0.5) / padded, (v * (height - 1) + 0.5) / height], dim=1)
+
+
+def _vertex_normals(mesh: TexturedMesh) -> Float[Tensor, "B V 3"]:
+    """Means of the adjacent faces' normals, weighted by area; smooth across the seam of the UV square."""
+    first, second, third = mesh.corners().double().unbind(2)
+    weighted = torch.linalg.cross(second - first, third - first)
+    total = torch.zeros_like(mesh.vertices, dtype=torch.float64)
+    for corner in mesh.template.faces.T:
+        total.index_add_(1, corner, weighted)
+    return torch.nn.functional.normalize(total, dim=2, eps=1e-12)

@@ -1,0 +1,138 @@
+"""Files are read back with trimesh and must show what the renderer shows, the right way up and round."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from torch.nn import functional
+
+from invkit.camera import Camera
+from invkit.images import from_uint8
+from meshinv.export import models, turntable, write_gif, write_glb, write_obj
+from meshinv.mesh import TexturedMesh, UVMaps
+from meshinv.renderers.reference import MeshRenderer
+from meshinv.template import Template
+
+TURN = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # object frame (z up) to file (y up)
+SIDE_VIEW = torch.tensor([[0.7, 0, 0, math.sqrt(0.5), math.sqrt(0.5), 0, 0]])  # z of the object is up in the image
+
+
+def bumpy(rng: torch.Generator, symmetric: bool = True, count: int = 1) -> TexturedMesh:
+    template = Template(16, symmetric)
+    maps = UVMaps(
+        torch.rand(count, 3, 24, 32, generator=rng) * 2 - 1, 0.08 * torch.randn(count, 3, 32, 32, generator=rng)
+    )
+    return maps.mesh(template)
+
+
+def load(path, tmp_path) -> tuple[trimesh.Trimesh, np.ndarray]:
+    """The model of a file and its picture; from the file alone, as its folder moves away."""
+    model = trimesh.load(path, force="mesh", process=False)
+    material = model.visual.material
+    picture = material.baseColorTexture if hasattr(material, "baseColorTexture") else material.image
+    return model, np.asarray(picture.convert("RGB"))
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_file_gives_back_geometry_uvs_and_texture(suffix, symmetric, rng, tmp_path):
+    mesh = bumpy(rng, symmetric)
+    (model,) = models(mesh)
+    path = tmp_path / f"bird 1{suffix}"
+    {".glb": write_glb, ".obj": write_obj}[suffix](path, model)
+    found, picture = load(path, tmp_path)
+
+    template = mesh.template
+    assert len(found.faces) == len(template.faces)
+    corners = mesh.corners()[0].double().numpy() @ TURN.T
+    np.testing.assert_allclose(found.triangles, corners, atol=1e-6)
+    np.testing.assert_allclose(found.visual.uv[found.faces], model.visual.uv[model.faces], atol=1e-6)
+    # The vertices of a face with a UV entry of its own are split there and nowhere else.
+    assert len(found.vertices) == len(template.uvs)
+    padded = template.pad_texture(mesh.texture)
+    assert np.abs(from_uint8(torch.from_numpy(picture)[None]) - padded).max() <= 1 / 255 + 1e-6
+    names = {".glb": ["bird 1.glb"], ".obj": ["bird 1.mtl", "bird 1.obj", "bird 1.png"]}[suffix]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_viewer_looks_up_the_colors_that_the_renderer_shows(symmetric, rng, tmp_path):
+    """At every pixel of a rendering; a viewer has texel centers at half integers and v up."""
+    mesh = bumpy(rng, symmetric)
+    write_glb(tmp_path / "it.glb", models(mesh)[0])
+    found, picture = load(tmp_path / "it.glb", tmp_path)
+    camera = Camera.from_cmr(torch.tensor([[0.7, 0.0, 0.0, 0.8, 0.2, -0.4, 0.4]]))
+    image = MeshRenderer(64)(mesh, camera, extras=frozenset({"face", "coords"}))
+    covered = image.mask[0, 0] > 0
+    face = image.face[0, 0][covered].numpy()
+    points = image.coords[0][:, covered].T.double().numpy() @ TURN.T
+    weights = trimesh.triangles.points_to_barycentric(found.triangles[face], points)
+    uv = torch.from_numpy((weights[..., None] * found.visual.uv[found.faces[face]]).sum(1))
+    grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=1)[None, None].float()
+    shown = functional.grid_sample(from_uint8(torch.tensor(picture)[None]), grid, align_corners=False)
+    assert (shown[0, :, 0] - image.rgb[0][:, covered]).abs().max() < 0.02
+
+
+def test_the_file_is_upright_and_not_mirrored():
+    """A mark on the head (-y), one on the crown (+z) and one on the right side (+x) of a sphere."""
+    template = Template(16)
+    sphere = TexturedMesh(template.vertices[None], torch.zeros(1, 3, 8, 8), template)
+    (model,) = models(sphere)
+    assert model.is_winding_consistent
+    assert model.volume > 0
+    source = template.vertices.numpy()
+    corner = {
+        tuple(np.round(source[v], 4)): model.vertices[u]
+        for v, u in zip(template.faces.flatten(), model.faces.flatten(), strict=True)
+    }
+    assert corner[(0, -1, 0)] == pytest.approx((0, 0, 1), abs=1e-6)
+    assert corner[(0, 0, 1)] == pytest.approx((0, 1, 0), abs=1e-6)
+    assert corner[(1, 0, 0)] == pytest.approx((1, 0, 0), abs=1e-6)
+
+
+def test_normals_point_outwards_and_do_not_break_at_the_seam(rng):
+    (model,) = models(bumpy(rng))
+    merged = trimesh.Trimesh(model.vertices, model.faces, process=True)
+    assert merged.is_watertight
+    by_place = {}
+    for place, normal in zip(np.round(model.vertices, 9), model.vertex_normals, strict=True):
+        np.testing.assert_allclose(by_place.setdefault(tuple(place), normal), normal, atol=1e-9)
+    facing = (model.face_normals * model.vertex_normals[model.faces].mean(1)).sum(1)
+    assert (facing > 0).mean() > 0.95
+
+
+def test_each_image_of_a_batch_is_a_model_of_its_own(rng):
+    meshes = bumpy(rng, count=3)
+    for i, model in enumerate(models(meshes)):
+        (alone,) = models(meshes[i])
+        np.testing.assert_array_equal(model.vertices, alone.vertices)
+        assert model.visual.material.baseColorTexture.tobytes() == alone.visual.material.baseColorTexture.tobytes()
+
+
+def test_a_turntable_goes_round_once_over_white(rng):
+    mesh, camera = bumpy(rng), Camera.from_cmr(SIDE_VIEW)
+    frames = turntable(mesh, camera, MeshRenderer(32, supersample=2), count=4)
+    assert frames.shape == (4, 32, 32, 3)
+    assert (frames[:, 0, 0] == 255).all()
+    first = MeshRenderer(32, supersample=2)(mesh.centered(), camera)
+    expected = (first.rgb + 1 - first.mask)[0].permute(1, 2, 0)
+    assert (frames[0].float() / 127.5 - 1 - expected).abs().max() < 0.01
+    masks = (frames != 255).any(3)
+    # Half a turn about the image's vertical mirrors the silhouette of anything.
+    assert (masks[0] ^ masks[2].flip(1)).float().mean() < 0.03
+    with pytest.raises(ValueError, match="this batch has 2"):
+        turntable(bumpy(rng, count=2), camera, MeshRenderer(8))
+
+
+def test_an_animation_has_all_frames(tmp_path):
+    frames = torch.zeros(3, 8, 8, 3, dtype=torch.uint8)
+    frames[1] = 128
+    frames[2] = 255
+    write_gif(tmp_path / "turn.gif", frames)
+    with Image.open(tmp_path / "turn.gif") as animation:
+        assert animation.n_frames == 3
+        animation.seek(2)
+        assert np.asarray(animation.convert("RGB")).min() == 255
