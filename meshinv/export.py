@@ -55,7 +55,7 @@ def write_glb(path: Path, model: trimesh.Trimesh) -> None:
 
 
 def write_obj(path: Path, model: trimesh.Trimesh) -> None:
-    """`path` (.obj) with a .mtl and a .png of the same name beside it; the OBJ is written last, when these are there."""
+    """`path` (.obj) with a .mtl and a .png of the same name beside it; the OBJ is written last, once these are."""
     plain = model.copy()
     plain.visual = TextureVisuals(
         uv=model.visual.uv, material=SimpleMaterial(image=model.visual.material.baseColorTexture, name=path.stem)

@@ -1,6 +1,7 @@
 """Files are read back with trimesh and must show what the renderer shows, the right way up and round."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,18 +23,16 @@ SIDE_VIEW = torch.tensor([[0.7, 0, 0, math.sqrt(0.5), math.sqrt(0.5), 0, 0]])  #
 
 def bumpy(rng: torch.Generator, symmetric: bool = True, count: int = 1) -> TexturedMesh:
     template = Template(16, symmetric)
-    maps = UVMaps(
-        torch.rand(count, 3, 24, 32, generator=rng) * 2 - 1, 0.08 * torch.randn(count, 3, 32, 32, generator=rng)
-    )
-    return maps.mesh(template)
+    texture = torch.rand(count, 3, 24, 32, generator=rng) * 2 - 1
+    return UVMaps(texture, 0.08 * torch.randn(count, 3, 32, 32, generator=rng)).mesh(template)
 
 
-def load(path, tmp_path) -> tuple[trimesh.Trimesh, np.ndarray]:
-    """The model of a file and its picture; from the file alone, as its folder moves away."""
+def load(path: Path) -> tuple[trimesh.Trimesh, torch.Tensor]:
+    """The model of a file and its texture, [1, 3, H, W] in [-1, 1]."""
     model = trimesh.load(path, force="mesh", process=False)
     material = model.visual.material
     picture = material.baseColorTexture if hasattr(material, "baseColorTexture") else material.image
-    return model, np.asarray(picture.convert("RGB"))
+    return model, from_uint8(torch.tensor(np.asarray(picture.convert("RGB")))[None])
 
 
 @pytest.mark.parametrize("suffix", [".glb", ".obj"])
@@ -43,7 +42,7 @@ def test_a_file_gives_back_geometry_uvs_and_texture(suffix, symmetric, rng, tmp_
     (model,) = models(mesh)
     path = tmp_path / f"bird 1{suffix}"
     {".glb": write_glb, ".obj": write_obj}[suffix](path, model)
-    found, picture = load(path, tmp_path)
+    found, picture = load(path)
 
     template = mesh.template
     assert len(found.faces) == len(template.faces)
@@ -53,7 +52,7 @@ def test_a_file_gives_back_geometry_uvs_and_texture(suffix, symmetric, rng, tmp_
     # The vertices of a face with a UV entry of its own are split there and nowhere else.
     assert len(found.vertices) == len(template.uvs)
     padded = template.pad_texture(mesh.texture)
-    assert np.abs(from_uint8(torch.from_numpy(picture)[None]) - padded).max() <= 1 / 255 + 1e-6
+    assert (picture - padded).abs().max() <= 1 / 255 + 1e-6
     names = {".glb": ["bird 1.glb"], ".obj": ["bird 1.mtl", "bird 1.obj", "bird 1.png"]}[suffix]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
 
@@ -63,7 +62,7 @@ def test_a_viewer_looks_up_the_colors_that_the_renderer_shows(symmetric, rng, tm
     """At every pixel of a rendering; a viewer has texel centers at half integers and v up."""
     mesh = bumpy(rng, symmetric)
     write_glb(tmp_path / "it.glb", models(mesh)[0])
-    found, picture = load(tmp_path / "it.glb", tmp_path)
+    found, picture = load(tmp_path / "it.glb")
     camera = Camera.from_cmr(torch.tensor([[0.7, 0.0, 0.0, 0.8, 0.2, -0.4, 0.4]]))
     image = MeshRenderer(64)(mesh, camera, extras=frozenset({"face", "coords"}))
     covered = image.mask[0, 0] > 0
@@ -72,7 +71,7 @@ def test_a_viewer_looks_up_the_colors_that_the_renderer_shows(symmetric, rng, tm
     weights = trimesh.triangles.points_to_barycentric(found.triangles[face], points)
     uv = torch.from_numpy((weights[..., None] * found.visual.uv[found.faces[face]]).sum(1))
     grid = torch.stack([2 * uv[:, 0] - 1, 1 - 2 * uv[:, 1]], dim=1)[None, None].float()
-    shown = functional.grid_sample(from_uint8(torch.tensor(picture)[None]), grid, align_corners=False)
+    shown = functional.grid_sample(picture, grid, align_corners=False)
     assert (shown[0, :, 0] - image.rgb[0][:, covered]).abs().max() < 0.02
 
 
@@ -83,11 +82,8 @@ def test_the_file_is_upright_and_not_mirrored():
     (model,) = models(sphere)
     assert model.is_winding_consistent
     assert model.volume > 0
-    source = template.vertices.numpy()
-    corner = {
-        tuple(np.round(source[v], 4)): model.vertices[u]
-        for v, u in zip(template.faces.flatten(), model.faces.flatten(), strict=True)
-    }
+    source = template.vertices[template.faces.flatten()].numpy().round(4)
+    corner = {tuple(at): model.vertices[u] for at, u in zip(source, model.faces.flatten(), strict=True)}
     assert corner[(0, -1, 0)] == pytest.approx((0, 0, 1), abs=1e-6)
     assert corner[(0, 0, 1)] == pytest.approx((0, 1, 0), abs=1e-6)
     assert corner[(1, 0, 0)] == pytest.approx((1, 0, 0), abs=1e-6)
