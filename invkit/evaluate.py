@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from invkit import dist
+from invkit import dist, viewpoints
 from invkit.data.dataset import ImageSet
+from invkit.images import composite, grid
 from invkit.metrics.iou import iou
 from invkit.protocols import Metric, Prior, Renderer
 from invkit.records import Record, RecordStore
-from invkit.types import Estimate, Guess
+from invkit.types import Estimate, Guess, Views
 
 
 def render(guess: Guess, prior: Prior, renderer: Renderer) -> Estimate:
@@ -64,6 +67,23 @@ def evaluate(
         "images": {name: images[name] for name in sorted(images)},
         "missing": [dataset.names[index] for index in sorted(gone)],
     }
+
+
+@torch.no_grad()
+def contact_sheet(
+    views: Views, estimate: Estimate, renderer: Renderer, turns: Sequence[float] = (45.0, 90.0, 180.0, 270.0)
+) -> Float[Tensor, "3 h w"]:
+    """One row for each image: photograph, photograph cut out, reconstruction, and the reconstruction turned.
+
+    Args:
+        turns: degrees about the object's own up axis (+z); 180 shows what the photograph does not.
+    """
+    turned = viewpoints.orbit(estimate.camera, torch.tensor(turns))
+    novel = renderer(estimate.scene.centered().repeat(len(turns)), turned)
+    shown = composite(novel.rgb, novel.mask).unflatten(0, (len(views), len(turns)))
+    seen = [views.rgb, composite(views.rgb, views.mask), composite(estimate.image.rgb, estimate.image.mask)]
+    rows = torch.cat([torch.stack(seen, dim=1), shown], dim=1)
+    return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
 def _measured(

@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invkit.data.dataset import ImageSet
 from invkit.metrics.iou import iou
 from invkit.objective import Objective, total
 from invkit.protocols import Init, Prior, Renderer, Score
-from invkit.records import Trace
+from invkit.records import Record, RecordStore, Trace
 from invkit.types import Estimate, Guess, Views
 
 
@@ -213,3 +214,50 @@ def refuse_unusable(views: Views) -> None:
 
 def _finite(tensors: Sequence[Tensor]) -> Bool[Tensor, "B"]:
     return torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(dim=1) for tensor in tensors]).all(dim=0)
+
+
+def invert_all(
+    inverter: Inverter,
+    dataset: ImageSet,
+    store: RecordStore,
+    indices: Sequence[int],
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+) -> Iterator[Record]:
+    """Search these images of a data set, batch by batch, and write a record of each; gives the records as they come.
+
+    An image that cannot be read or searched leaves a record with the reason as its status, and stops no other.
+    """
+    for start in range(0, len(indices), batch_size):
+        good: list[tuple[int, Views]] = []
+        for index in indices[start : start + batch_size]:
+            try:
+                views = dataset[index]
+                refuse_unusable(views)
+                good.append((index, views))
+            except (ValueError, OSError) as error:
+                yield store.write_failure(dataset.names[index], index, str(error))
+        if good:
+            yield from _invert_batch(inverter, dataset.names, store, good, device)
+
+
+def _invert_batch(
+    inverter: Inverter,
+    names: Sequence[str],
+    store: RecordStore,
+    batch: Sequence[tuple[int, Views]],
+    device: torch.device | str,
+) -> Iterator[Record]:
+    """The records of a batch; one that is refused as a whole is searched image by image."""
+    indices = [index for index, _ in batch]
+    try:
+        estimate, trace = inverter(Views.cat([views for _, views in batch]).to(device))
+    except ValueError as error:
+        if len(batch) == 1:
+            yield store.write_failure(names[indices[0]], indices[0], str(error))
+            return
+        for item in batch:
+            yield from _invert_batch(inverter, names, store, [item], device)
+        return
+    yield from store.write([names[index] for index in indices], indices, estimate, trace)

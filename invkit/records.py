@@ -86,15 +86,15 @@ class RecordStore:
         """Where the record of `name` is; any name gives a file name, and no two the same."""
         return self.dir / f"{quote(name, safe=' ')}.pt"
 
-    def write(self, names: Sequence[str], index: Sequence[int], estimate: Estimate, trace: Trace) -> None:
-        """Write one record for each image of the batch."""
+    def write(self, names: Sequence[str], index: Sequence[int], estimate: Estimate, trace: Trace) -> list[Record]:
+        """Write one record for each image of the batch, and return them."""
         found, trace = estimate.guess.detach().to("cpu"), trace.detach().to("cpu")
-        for position, (name, number, status) in enumerate(zip(names, index, trace.status(), strict=True)):
-            self._save(Record(name, int(number), status, found[position], trace[position]))
+        each = enumerate(zip(names, index, trace.status(), strict=True))
+        return [self._save(Record(name, int(i), status, found[at], trace[at])) for at, (name, i, status) in each]
 
-    def write_failure(self, name: str, index: int, reason: str) -> None:
-        """Write that this image could not be searched, and why."""
-        self._save(Record(name, int(index), reason))
+    def write_failure(self, name: str, index: int, reason: str) -> Record:
+        """Write that this image could not be searched, and why; return it."""
+        return self._save(Record(name, int(index), reason))
 
     def read(self, name: str) -> Record:
         """The record of one image, on the CPU.
@@ -134,8 +134,9 @@ class RecordStore:
             return False
         return True
 
-    def _save(self, record: Record) -> None:
+    def _save(self, record: Record) -> Record:
         checkpoint.save(self.path(record.name), asdict(record))
+        return record
 
 
 def _record(content: dict[str, Any]) -> Record:

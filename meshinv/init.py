@@ -25,6 +25,15 @@ class BestOfN:
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
+        """The best guesses.
+
+        Raises:
+            ValueError: an image's class is none of the prior's.
+        """
+        if prior.num_classes and views.label is not None and int(views.label.max()) >= prior.num_classes:
+            raise ValueError(
+                f"class {int(views.label.max())} of the data: the prior has classes 0 to {prior.num_classes - 1}"
+            )
         rng = torch.Generator().manual_seed(self.seed)
         images, device = len(views), views.rgb.device
         latents = prior.sample(self.count, rng).to(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet
-from invkit.evaluate import evaluate
+from invkit.evaluate import contact_sheet, evaluate, render
 from invkit.invert import Inverter, Stage
 from invkit.metrics.psnr import Psnr
 from invkit.objective import Objective, WeightedTerm
@@ -107,3 +107,20 @@ def test_nothing_to_measure(tmp_path):
     result = evaluate(RecordStore(tmp_path), DiscPrior(), DiscRenderer(), dataset, [Psnr()])
     assert (result["count"], result["iou_after"], result["metrics"]) == (0, None, {})
     assert result["missing"] == dataset.names
+
+
+def test_a_contact_sheet_shows_photograph_reconstruction_and_turns(done):
+    store, dataset = done
+    views = dataset.batch([0, 5])
+    found = Guess.cat([store.read(dataset.names[index]).found for index in (0, 5)])
+    estimate = render(found, DiscPrior(), DiscRenderer())
+    sheet = contact_sheet(views, estimate, DiscRenderer(), turns=(90.0, 180.0))
+    assert sheet.shape == (3, 2 * 16, 5 * 16)
+    cells = sheet.view(3, 2, 16, 5, 16).permute(1, 3, 0, 2, 4)
+    assert torch.equal(cells[:, 0], views.rgb)
+    for row in (0, 1):
+        image = estimate.image[row]
+        torch.testing.assert_close(cells[row, 2], (image.rgb * image.mask + 1 - image.mask)[0])
+        # A turned disc is in the middle of its picture.
+        ink = (1 - cells[row, 4]).abs().sum(0)
+        torch.testing.assert_close(ink, ink.flip(0, 1), rtol=0, atol=1e-4)

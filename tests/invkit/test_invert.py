@@ -205,6 +205,12 @@ def test_known_classes_are_kept_and_unknown_ones_are_searched():
     assert bool((value < with_truth + 0.05).all())
 
 
+def test_a_class_the_prior_does_not_have_is_refused():
+    prior, views, _ = scene(2, num_classes=3)
+    with pytest.raises(ValueError, match=r"class 3 .* 0 to 2"):
+        inverter(prior)(replace(views, label=torch.tensor([1, 3])))
+
+
 def test_a_candidate_that_is_not_a_number_never_wins():
     prior, views, _ = scene(2)
     values = iter([torch.tensor([float("nan"), 1.0, 3.0, float("nan")]), torch.tensor([5.0, 0.5, 0.1, float("nan")])])

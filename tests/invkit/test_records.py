@@ -1,13 +1,16 @@
 """Records survive whatever happens around them, and hold everything needed to make the pictures again."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from invkit import checkpoint
-from invkit.invert import Inverter, Stage
+from invkit.data.dataset import ImageSet
+from invkit.invert import Inverter, Stage, invert_all
 from invkit.objective import Objective, WeightedTerm
 from invkit.records import DIVERGED, INVISIBLE, OK, RecordStore, Trace
-from invkit.types import Estimate, Guess
+from invkit.types import Estimate, Guess, Views
 from meshinv.init import BestOfN
 from tests.invkit.toy_scene import DiscPrior, DiscRenderer, cameras, masks, photograph
 
@@ -111,3 +114,45 @@ def test_the_words_for_how_it_ended(searched):
     assert ended.status() == [OK, DIVERGED, INVISIBLE, DIVERGED]
     assert ended[2].status() == [INVISIBLE]
     assert ended[1:3].terms["mask"].shape == (2, 4)
+
+
+class Album(ImageSet):
+    """Discs, of which one file is damaged, one mask empty, and one class unknown to the prior."""
+
+    num_classes = 9
+    size = 16
+
+    def __init__(self) -> None:
+        self.names = ["a", "damaged", "b/c", "empty", "strange", "d"]
+        rng = torch.Generator().manual_seed(3)
+        prior = DiscPrior(num_classes=2)
+        self.views = photograph(Guess(prior.sample(6, rng), cameras(6, rng), torch.tensor([0, 1, 1, 0, 1, 1])), prior)
+        self.read = []
+
+    def __getitem__(self, index: int) -> Views:
+        self.read.append(index)
+        views = self.views[index]
+        if index == 1:
+            raise ValueError("cannot decode the image")
+        if index == 3:
+            return replace(views, mask=0 * views.mask)
+        return replace(views, label=views.label + 7) if index == 4 else views
+
+
+def test_images_that_fail_leave_a_record_and_stop_no_other(tmp_path):
+    album, store = Album(), RecordStore(tmp_path)
+    goal = Objective({"mask": WeightedTerm(1.0, masks)})
+    inverter = Inverter(DiscPrior(2), DiscRenderer(), BestOfN(3), goal, [Stage(3, 0.1, 0.01)])
+    records = list(invert_all(inverter, album, store, range(6), batch_size=5))
+    assert {record.name: record.status for record in records} == {name: store.read(name).status for name in album.names}
+    statuses = {record.name: record.status for record in records}
+    assert [statuses[name] for name in ("a", "b/c", "d")] == [OK] * 3
+    assert "decode" in statuses["damaged"]
+    assert "empty" in statuses["empty"]
+    assert "class 8" in statuses["strange"]
+    # Those that were in one batch with the failures are what they are alone.
+    alone, _ = inverter(album[2])
+    torch.testing.assert_close(store.read("b/c").found.latent, alone.latent, rtol=0, atol=1e-5)
+    album.read.clear()
+    assert list(invert_all(inverter, album, store, store.missing(album.names))) == []
+    assert album.read == [], "nothing is read again"

@@ -19,6 +19,9 @@ class Disc(Batch):
     radius: Tensor
     color: Tensor
 
+    def centered(self) -> "Disc":
+        return self
+
 
 class DiscPrior:
     """A class adds to the red of its discs."""

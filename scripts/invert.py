@@ -1,0 +1,76 @@
+"""Invert every image of a split: one (latent, camera) record per image.
+
+    python scripts/invert.py experiment=meshinv_invert_synthetic
+    torchrun --nproc_per_node=4 scripts/invert.py experiment=meshinv_invert_cub
+
+Run the same command again to resume: an image that already has a record is skipped. An image that cannot be used leaves
+a record that says why. result.json and images/reconstructions.png are made from the records at the end.
+"""
+
+import time
+from collections import Counter
+
+import torch
+from omegaconf import DictConfig
+
+from invkit import dist
+from invkit.data.dataset import ImageSet, subset
+from invkit.evaluate import contact_sheet, evaluate, render
+from invkit.images import write_png
+from invkit.invert import Inverter, invert_all
+from invkit.records import OK, RecordStore
+from invkit.run import Run, instantiate_trusted, main
+from invkit.types import Guess
+
+
+@main(config_name="invert")
+def invert(cfg: DictConfig) -> None:
+    with Run(cfg) as run:
+        inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
+        dataset = first(instantiate_trusted(cfg.data), cfg.limit)
+        store = RecordStore(run.dir / "records")
+        # Rank 0 looks for all: a rank that looked later would already find what others have written.
+        here = run.share(dist.broadcast_value(store.missing(dataset.names) if run.rank == 0 else None))
+        began = time.monotonic()
+        records = invert_all(inverter, dataset, store, here, batch_size=cfg.batch_size, device=run.device)
+        for record in run.progress(records, total=len(here)):
+            if record.status != OK:
+                run.log.message(f"{record.name}: {record.status}")
+        seconds = (time.monotonic() - began) / len(here) if here else None
+        dist.barrier()
+        result = evaluate(
+            store, inverter.prior, inverter.renderer, dataset, batch_size=cfg.batch_size, device=run.device
+        )
+        statuses = Counter(image["status"] for image in result["images"].values())
+        run.result({"protocol": cfg.protocol, "statuses": statuses, "seconds_per_image": seconds, **result})
+        if run.rank == 0:
+            picture(inverter, dataset, store, cfg.pictures, run)
+            run.log.message(summary(result))
+
+
+def first(dataset: ImageSet, limit: int | None) -> ImageSet:
+    """The first `limit` images; all of them for None."""
+    return dataset if limit is None else subset(dataset, range(min(limit, len(dataset))))
+
+
+def summary(result: dict) -> str:
+    if result["count"] == 0:
+        return "no image could be inverted; result.json says why"
+    return f"{result['count']} images, IoU {result['iou_before']:.3f} before, {result['iou_after']:.3f} after"
+
+
+def picture(inverter: Inverter, dataset: ImageSet, store: RecordStore, count: int, run: Run) -> None:
+    """Draw the first `count` reconstructions beside their photographs."""
+    records = [store.read(name) for name in dataset.names[:count]]
+    shown = [(index, record.found) for index, record in enumerate(records) if record.found is not None]
+    if not shown:
+        return
+    views = dataset.batch([index for index, _ in shown]).to(run.device)
+    with torch.no_grad():
+        found = Guess.cat([found for _, found in shown]).to(run.device)
+        sheet = contact_sheet(views, render(found, inverter.prior, inverter.renderer), inverter.renderer)
+    write_png(run.dir / "images" / "reconstructions.png", sheet.cpu())
+
+
+if __name__ == "__main__":
+    invert()
