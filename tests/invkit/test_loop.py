@@ -440,17 +440,17 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
     processes = start(2, train, tmp_path, 100_000)
     wait_for_log(tmp_path)
     os.kill(processes[1].pid, signal.SIGTERM)
-    assert wait(processes, seconds=20) == [REQUEUE, REQUEUE]
+    assert wait(processes) == [REQUEUE, REQUEUE]
     assert_saved_where_it_stopped(tmp_path, 100_000)
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(180)
 def test_a_command_that_gets_sigusr1_saves_and_asks_to_be_started_again(tmp_path):
     command = [sys.executable, "-m", "tests.invkit.toy_task", str(tmp_path)]
     process = subprocess.Popen([*command, "100000"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     wait_for_log(tmp_path)
     process.send_signal(signal.SIGUSR1)
-    assert process.wait(timeout=20) == REQUEUE == os.EX_TEMPFAIL
+    assert process.wait(timeout=60) == REQUEUE == os.EX_TEMPFAIL
     assert_saved_where_it_stopped(tmp_path, 100_000)
     stopped = logged(tmp_path)[-1]["step"]
     fit(ToyGan(), ToyRun(tmp_path), stopped + 2, save_every=7, report_every=10, log_every=1)

@@ -100,11 +100,11 @@ class ToyGan:
                 file.write("called\n")
 
 
-def train(dir: Path, steps: int, *, save_every: int = 7) -> None:
+def train(dir: Path, steps: int, log_every: int = 1) -> None:
     """The toy job from its beginning or from where it was left."""
     torch.set_num_threads(1)
     run = ToyRun(dir)
-    fit(ToyGan(), run, steps, save_every=save_every, report_every=10, log_every=1)
+    fit(ToyGan(), run, steps, save_every=7, report_every=10, log_every=log_every)
     dist.finish()
 
 
