@@ -1,7 +1,7 @@
 """The seams of the framework. A method is an implementation of these five; the kit knows nothing else about it.
 
-`Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv. It is a `Batch`, and has `centered()`,
-the same scenes moved so that their middle is the origin, where novel views look.
+`Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv. It is a `Batch` and has
+`centered()`: the same scenes moved so that their middle is the origin, where novel views look.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -83,8 +83,8 @@ class RecordStore:
         self.dir = Path(dir)
 
     def path(self, name: str) -> Path:
-        """Where the record of `name` is; any name gives a file name, and no two the same."""
-        return self.dir / f"{quote(name, safe=' ')}.pt"
+        """Where the record of `name` is: any name gives a file name, and no two the same. "a/b" becomes a=2Fb.pt."""
+        return self.dir / f"{quote(name, safe=' ').replace('%', '=')}.pt"
 
     def write(self, names: Sequence[str], index: Sequence[int], estimate: Estimate, trace: Trace) -> list[Record]:
         """Write one record for each image of the batch, and return them."""
@@ -119,7 +119,7 @@ class RecordStore:
 
     def names(self) -> list[str]:
         """Names of the images that have a record, sorted."""
-        return sorted(unquote(path.stem) for path in self.dir.glob("*.pt"))
+        return sorted(unquote(path.stem.replace("=", "%")) for path in self.dir.glob("*.pt"))
 
     def __len__(self) -> int:
         return len(self.names())

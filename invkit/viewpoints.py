@@ -5,6 +5,8 @@ tail and +z up, and the camera looks from the side with the body inclined. All c
 object's origin at the center of the image; meshes are centered by their owner (`TexturedMesh.centered`).
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -54,14 +56,17 @@ def random(
     return _looking(rotation.multiply(_about(X, elevation * max_elevation), turned), scale)
 
 
+def turned(camera: Camera, degrees: Float[Tensor, "B"], axis: tuple[float, float, float] = Z) -> Camera:
+    """Each camera with the object turned by its angle about the object's own `axis`: by default its up axis."""
+    return replace(camera, quat=rotation.multiply(camera.quat, _about(axis, degrees.to(camera.quat))))
+
+
 def orbit(camera: Camera, degrees: Float[Tensor, "K"], axis: tuple[float, float, float] = Z) -> Camera:
     """Each camera with the object turned by each angle about its own `axis`, image-major: [B K] cameras.
 
     The object's origin comes to the center of the image; 0 degrees is the found view but for that. The default axis is
     up in CMR's object frame, so 180 degrees shows the side that was never seen.
     """
-    turns = _about(axis, degrees.to(camera.quat)).repeat(len(camera), 1)
-    cameras = camera.repeat(len(degrees))
-    return Camera(
-        rotation.multiply(cameras.quat, turns), cameras.scale, torch.zeros_like(cameras.shift), cameras.inv_focal
-    )
+    cameras = turned(camera.repeat(len(degrees)), degrees.repeat(len(camera)), axis)
+    nowhere = torch.zeros_like(cameras.shift)
+    return replace(cameras, shift=nowhere, center=nowhere)

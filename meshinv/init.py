@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from invkit import viewpoints
+from invkit.camera import Camera
 from invkit.protocols import Prior, Score
 from invkit.types import Guess, Views
 
@@ -16,12 +18,14 @@ class BestOfN:
     Args:
         count: latents tried for each image.
         batch_size: guesses decoded and rendered at once, all images together.
+        turns: for photographs whose camera is unknown: the latents take turns in this many evenly spaced azimuths,
+            from the given camera on.
     """
 
-    def __init__(self, count: int = 500, *, batch_size: int = 50, seed: int = 1234) -> None:
-        if count < 1 or batch_size < 1:
-            raise ValueError(f"count and batch_size must be at least 1; got {count} and {batch_size}")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(self, count: int = 500, *, batch_size: int = 50, seed: int = 1234, turns: int = 1) -> None:
+        if min(count, batch_size, turns) < 1:
+            raise ValueError(f"count, batch_size and turns must be at least 1; got {count}, {batch_size}, {turns}")
+        self.count, self.batch_size, self.seed, self.turns = count, batch_size, seed, turns
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
@@ -45,14 +49,17 @@ class BestOfN:
             candidate = tried.repeat(images)
             guess = Guess(
                 latents[candidate],
-                views.camera.repeat(len(tried)),
+                self._turned(views.camera.repeat(len(tried)), candidate),
                 _labels(prior, views.repeat(len(tried)), classes[candidate]),
             )
             values = score(guess).view(images, len(tried)).to(best)
             least, position = torch.where(values.isnan(), torch.inf, values).min(dim=1)
             winner = torch.where(least < best, tried[position], winner)
             best = torch.minimum(best, least)
-        return Guess(latents[winner], views.camera, _labels(prior, views, classes[winner]))
+        return Guess(latents[winner], self._turned(views.camera, winner), _labels(prior, views, classes[winner]))
+
+    def _turned(self, camera: Camera, candidate: Tensor) -> Camera:
+        return camera if self.turns == 1 else viewpoints.turned(camera, candidate % self.turns * (360 / self.turns))
 
 
 def _labels(prior: Prior, views: Views, guessed: Tensor) -> Tensor | None:

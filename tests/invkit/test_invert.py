@@ -11,6 +11,7 @@ from invkit.losses.latent import gaussian_prior
 from invkit.objective import Objective, WeightedTerm
 from invkit.records import DIVERGED, INVISIBLE, OK
 from invkit.types import Estimate, Guess, Views
+from invkit.viewpoints import turned
 from meshinv.init import BestOfN
 from tests.invkit.toy_scene import DiscPrior, DiscRenderer, cameras, colors, masks, photograph
 
@@ -203,6 +204,23 @@ def test_known_classes_are_kept_and_unknown_ones_are_searched():
     value = inverter(prior).score(blind)(guess)
     with_truth = inverter(prior).score(blind)(BestOfN(300)(prior, views, inverter(prior).score(views)))
     assert bool((value < with_truth + 0.05).all())
+
+
+def test_an_unknown_azimuth_is_searched():
+    prior, views, _ = scene(3)
+    start = views.camera
+    wrong = replace(views, camera=turned(start, torch.tensor([0.0, 90.0, 180.0])))
+
+    def score(guess: Guess) -> torch.Tensor:
+        """How far each guess is from the true rotations; the latent does not matter."""
+        true = start.quat.repeat_interleave(len(guess) // 3, dim=0)
+        return rotation.angle(guess.camera.quat, true)
+
+    guess = BestOfN(9, turns=4)(prior, wrong, score)
+    torch.testing.assert_close(rotation.angle(guess.camera.quat, start.quat), torch.zeros(3), rtol=0, atol=1e-3)
+    latents = prior.sample(9, torch.Generator().manual_seed(1234))
+    assert torch.equal(guess.latent, latents[[0, 3, 2]])
+    torch.testing.assert_close(guess.camera.shift, start.shift)
 
 
 def test_a_class_the_prior_does_not_have_is_refused():

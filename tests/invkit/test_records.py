@@ -14,7 +14,7 @@ from invkit.types import Estimate, Guess, Views
 from meshinv.init import BestOfN
 from tests.invkit.toy_scene import DiscPrior, DiscRenderer, cameras, masks, photograph
 
-NAMES = ["200.Wren/Wren_0001.jpg", "200.Wren_Wren_0001.jpg", "../a b%2Fc", "\u00e9tourneau"]
+NAMES = ["200.Wren/Wren_0001.jpg", "200.Wren_Wren_0001.jpg", "../a b=2F%2Fc", "\u00e9tourneau"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,56 @@
+"""Turn records of an inversion into files: textured meshes (GLB, OBJ) and turntables (GIF).
+
+    python scripts/export.py experiment=meshinv_invert_synthetic
+    python scripts/export.py experiment=meshinv_invert_synthetic inversion=/scratch/my_run limit=8 obj=true turntable=36
+
+Files go to <inversion>/meshes, named after the images. Records of images that could not be searched are passed over.
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from invkit.evaluate import render
+from invkit.records import RecordStore
+from invkit.run import Run, instantiate_trusted, main
+from meshinv.export import models, turntable, write_gif, write_glb, write_obj
+
+
+@main(config_name="export")
+def export(cfg: DictConfig) -> None:
+    with Run(cfg) as run:
+        prior = instantiate_trusted(cfg.prior).to(run.device)
+        renderer = instantiate_trusted(cfg.inverter.renderer)
+        store = RecordStore(Path(cfg.inversion) / "records")
+        names = store.names()[: cfg.limit] if cfg.names is None else list(cfg.names)
+        if not names:
+            raise ValueError(
+                f"there are no records in {store.dir}; run scripts/invert.py first, or give inversion=FOLDER"
+            )
+        here = run.share(range(len(names)))
+        for index in run.progress(here, total=len(here)):
+            name = names[index]
+            record = store.read(name)
+            if record.found is None:
+                run.log.message(f"{name}: nothing to export: {record.status}")
+                continue
+            path = run.dir / store.path(name).stem
+            with torch.no_grad():
+                estimate = render(record.found.to(run.device), prior, renderer)
+            (model,) = models(estimate.scene)
+            if cfg.glb:
+                write_glb(beside(path, ".glb"), model)
+            if cfg.obj:
+                write_obj(beside(path, ".obj"), model)
+            if cfg.turntable:
+                write_gif(beside(path, ".gif"), turntable(estimate.scene, estimate.camera, renderer, cfg.turntable))
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """The path with a suffix added; names of images may have dots of their own."""
+    return path.with_name(path.name + suffix)
+
+
+if __name__ == "__main__":
+    export()
