@@ -104,7 +104,7 @@ def rasterize(
     taken = corners.gather(1, owner.expand(6, -1))
     areas = torch.stack(_edge_functions(taken[:3] - x, taken[3:] - y))
     total = areas.sum(0)
-    weights = areas / (total + torch.copysign(total.new_tensor(constants.area), total.detach()))
+    weights = areas / (total + constants.area * total.detach().sign())
     if corner_weight is not None:
         homogeneous = corner_weight.permute(2, 0, 1).flatten(1).gather(1, owner.expand(3, -1))
         weights = weights * homogeneous

@@ -34,9 +34,8 @@ def sample(texture: Float[Tensor, "B C H W"], uv: Float[Tensor, "2 N"], raster: 
     counts = (raster.face >= 0).sum((1, 2))
     longest = int(counts.amax()) if batch else 0
     slot = ranges(torch.arange(batch, device=uv.device) * longest, counts)[1]
-    to_grid = uv.new_tensor([[2.0], [-2.0]])
-    offset = uv.new_tensor([[-1.0], [1.0]])
-    grid = uv.new_zeros(2, batch * longest).scatter(1, slot.expand(2, -1), uv * to_grid + offset)
+    grid = torch.stack([2 * uv[0] - 1, 1 - 2 * uv[1]])
+    grid = grid.new_zeros(2, batch * longest).scatter(1, slot.expand(2, -1), grid)
     grid = grid.view(2, batch, 1, longest).permute(1, 2, 3, 0)
     looked_up = torch.nn.functional.grid_sample(texture.to(grid.dtype), grid, align_corners=True)
     return looked_up.squeeze(2).transpose(0, 1).flatten(1).gather(1, slot.expand(texture.shape[1], -1))
