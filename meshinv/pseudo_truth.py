@@ -29,7 +29,7 @@ from meshinv.template import mirror_maps
 
 
 class CameraCorrections(nn.Module):
-    """What each training image's annotated scale and translation are off by, learned with the network (section 6.2)."""
+    """What each training image's annotated scale and translation are off by, learned with the network."""
 
     def __init__(self, num_images: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class PseudoTruth(Batch):
     index: Int[Tensor, "B"]
 
     def mirror(self) -> "PseudoTruth":
-        """The same for the mirrored objects: u -> 1/2 - u (section 5.1); cameras stay, as they are paired at random."""
+        """The same for the mirrored objects: u -> 1/2 - u; cameras stay, as they are paired at random."""
         return replace(self, maps=self.maps.mirror(), alpha=mirror_maps(self.alpha))
 
 
@@ -75,7 +75,7 @@ class PseudoTruth(Batch):
 def project_photographs(
     mesh: TexturedMesh, camera: Camera, photographs: Float[Tensor, "B 3 S S"], *, size: int, visibility_size: int
 ) -> tuple[Float[Tensor, "B 3 R R"], Float[Tensor, "B 1 R R"]]:
-    """Texture and alpha of each photograph on its mesh (section 6.4).
+    """Texture and alpha of each photograph on its mesh (ConvMesh, stage 1).
 
     Args:
         photographs: masked colors in [-1, 1].

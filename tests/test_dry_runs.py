@@ -70,7 +70,7 @@ def test_training_runs_two_steps_and_goes_on(experiment, birds, pseudo_truth, tm
     if "photographs" in config["task"]:
         shared += [f"task.data.dataset.root={birds}", f"task.photographs.root={birds}"]
     else:
-        size = config["task"]["generator"]["texture_size"] if "texture_size" in config["task"]["generator"] else 512
+        size = config["task"]["generator"].get("texture_size", 512)
         shared.append(f"task.data.root={pseudo_truth(size)}")
     run("train", shared, monkeypatch)
     saved = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*.pt"))

@@ -29,7 +29,7 @@ SAMPLES = 8
 
 
 def truncated_normal(shape: tuple[int, ...], sigma: float, rng: torch.Generator) -> Tensor:
-    """Standard normal entries redrawn until |z| <= sigma (5.6), by inverting the distribution function instead."""
+    """Standard normal entries redrawn until |z| <= sigma, by inverting the distribution function instead."""
     half = torch.erf(torch.tensor(sigma / 2**0.5))
     return 2**0.5 * torch.erfinv(half * (2 * torch.rand(shape, generator=rng) - 1))
 
@@ -38,7 +38,7 @@ class GanTask:
     """Adversarial training of generator and UV discriminators.
 
     One batch a step: the generator is stepped at every (discriminator_steps + 1)-th step, the discriminators at the
-    others (5.5).
+    others.
 
     Args:
         flatness_weight: smoothness of the generated mesh.
@@ -117,7 +117,7 @@ class GanTask:
         return self.generator(latent, label).map(Tensor.float)
 
     def augment(self, real: PseudoTruth) -> PseudoTruth:
-        """Half of the samples mirrored (5.1); fakes are then judged through a mirrored alpha just as often."""
+        """Half of the samples mirrored; fakes are then judged through a mirrored alpha just as often."""
         if not self.mirror:
             return real
         mirrored = torch.rand(len(real)).to(real.alpha.device) < 0.5

@@ -42,7 +42,7 @@ class PseudoTruthTask:
         data: the training photographs at the network's resolution.
         photographs: the same images, larger: what is projected into UV.
         flatness_weight: weight of the smoothness loss; it starts `flatness_boost` times higher and falls by
-            `flatness_boost_decay` each step until it is itself (6.3).
+            `flatness_boost_decay` each step until it is itself.
         pseudo_size: side R of the projected textures.
         visibility_size: see `project_photographs`.
         min_iou: images whose mesh misses its photograph by more are named in the log (they are written all the same).
@@ -100,7 +100,7 @@ class PseudoTruthTask:
         return batches(self.data, self.sampler, start, rank, world_size, self.workers)
 
     def loss(self, views: Views, step: int) -> dict[str, Tensor]:
-        """Mean squared error of masked colors and soft mask, and smoothness (6.3)."""
+        """Mean squared error of masked colors and soft mask, and smoothness."""
         mirrored = torch.rand(len(views)).to(views.rgb.device) < 0.5
         views = Views.cat([views[~mirrored], views[mirrored].mirror()])
         mirrored = torch.cat([mirrored[~mirrored], mirrored[mirrored]])
@@ -134,7 +134,7 @@ class PseudoTruthTask:
 
     @torch.no_grad()
     def finish(self, run: Run) -> None:
-        """Write the pseudo ground truth of every image to `pseudo_truth/` in the run's folder; resumes after a break."""
+        """Write every image's pseudo ground truth to `pseudo_truth/` in the run's folder; resumes after a break."""
         folder = run.dir / "pseudo_truth"
         folder.mkdir(exist_ok=True)
         self.network.eval()

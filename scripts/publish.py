@@ -1,0 +1,101 @@
+"""Make one small file of a trained network, and the card that says where it comes from.
+
+    python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema meshinv/checkpoints/synthetic_birds.pt
+
+Everything that only training needs (optimizers, discriminators) is left out. The file is an ordinary checkpoint, so
+`invkit.run.load_module` reads it like the run itself; the card is written beside it as Markdown.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from invkit import checkpoint
+from invkit.files import written_aside
+
+PAUSE = 600.0
+"""A gap between two log lines longer than this, in seconds, is a break of the run and not training time."""
+
+
+def publish(run: Path, state: str, target: Path, *, half: bool) -> Path:
+    """The card of the file written to `target`.
+
+    Args:
+        state: name of the weights among the run's modules.
+        half: store floating-point numbers in 16 bits; they are loaded back into 32.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+        ValueError: it has no such weights.
+    """
+    newest = checkpoint.Checkpoints(run / "checkpoints").latest()
+    if newest is None:
+        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; is the training still to be run?")
+    step, payload = newest
+    if state not in payload["modules"]:
+        raise ValueError(f"{run} has no weights named {state}, only {sorted(payload['modules'])}")
+    weights = payload["modules"][state]
+    if half:
+        weights = {key: value.half() if value.is_floating_point() else value for key, value in weights.items()}
+    checkpoint.save(target, {"step": step, "config": payload["config"], "modules": {state: weights}})
+    card = target.with_suffix(".md")
+    with written_aside(card) as aside:
+        aside.write_text(describe(run, state, target, step, payload["config"]))
+    return card
+
+
+def describe(run: Path, state: str, target: Path, step: int, config: dict) -> str:
+    """The card: command, seed, data, time, machine, digest."""
+    version = json.loads((run / "version.json").read_text())
+    entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    times = [entry["time"] for entry in entries]
+    gaps = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
+    minutes = sum(gap for gap in gaps if gap < PAUSE) / 60
+    numbers = {key: value for entry in entries for key, value in entry.items() if "/" in key}
+    data = Path(config["task"]["data"]["root"])
+    rows = {
+        "weights": f"`{state}` after {step} steps, {target.stat().st_size / 2**20:.1f} MiB",
+        "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
+        "command": f"`python scripts/train.py experiment={config['run']['name']}`",
+        "seed": config["run"]["seed"],
+        "data": f"`{data}`, {sum(1 for _ in data.glob('*.npz'))} files, SHA-256 `{digest(data)}`",
+        "time": f"{minutes:.0f} minutes",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),
+        "versions": f"package {version['package']} (commit {version['commit']}), torch {version['torch']}, "
+        f"Python {version['python']}",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    last = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(numbers.items()))
+    return f"# {target.stem}\n\n| | |\n| --- | --- |\n{table}\n\nLast values logged:\n\n| | |\n| --- | --- |\n{last}\n"
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's arrays, sorted by name."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.npz")):
+        total.update(file.name.encode())
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the training run")
+    parser.add_argument("state", help="name of the weights, such as generator_ema")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--half", action="store_true", help="store 16-bit floating-point numbers")
+    options = parser.parse_args()
+    try:
+        print(publish(options.run, options.state, options.target, half=options.half))
+    except (ValueError, FileNotFoundError) as error:
+        parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
