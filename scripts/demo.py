@@ -21,7 +21,8 @@ def demo(cfg: DictConfig) -> None:
     # The seed differs from that of the training birds, so these are birds the prior has never seen.
     write_birds(cfg.data.root, train=2, val=2, test=cfg.count, seed=cfg.birds_seed)
     invert(cfg)
-    export(OmegaConf.merge(cfg, {"run": {"dir": f"{cfg.run.dir}/meshes"}}))
+    folder = cfg.run.dir
+    export(OmegaConf.merge(cfg, {"inversion": folder, "run": {"dir": f"{folder}/meshes"}}))
 
 
 if __name__ == "__main__":

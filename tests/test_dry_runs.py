@@ -1,5 +1,6 @@
 """Every experiment, run for two steps by its own script on a few synthetic birds; the paper's sizes included."""
 
+import hashlib
 import json
 import runpy
 import sys
@@ -7,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import trimesh
 
+from invkit import checkpoint
 from invkit.camera import Camera
 from invkit.data.synthetic import write_birds
+from invkit.run import load_module
+from meshinv.generator import Generator
 from meshinv.mesh import UVMaps
 from meshinv.pseudo_truth import CameraCorrections, write_metadata, write_pseudo_truth
 from tests.test_configs import EXPERIMENTS, SCRIPTS, command, composed
@@ -54,6 +59,7 @@ def run(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     """The script in this process, as the command line would start it."""
     path = str(SCRIPTS / f"{script}.py")
     monkeypatch.setattr(sys, "argv", [path, *overrides])
+    monkeypatch.syspath_prepend(SCRIPTS)  # as the interpreter does for a script
     runpy.run_path(path, run_name="__main__")
 
 
@@ -84,3 +90,73 @@ def test_training_runs_two_steps_and_goes_on(experiment, birds, pseudo_truth, tm
     before = saved[-1].stat().st_mtime_ns
     run("train", shared, monkeypatch)
     assert saved[-1].stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory) -> Path:
+    """An untrained generator as a training run would have saved it."""
+    config = {
+        "_target_": "meshinv.generator.Generator",
+        "num_classes": 200,
+        "width": 0.125,
+        "texture_size": 64,
+    }
+    torch.manual_seed(0)
+    generator = Generator(num_classes=200, width=0.125, texture_size=64)
+    path = tmp_path_factory.mktemp("prior") / "generator.pt"
+    weights = {f"module.{key}": value for key, value in generator.state_dict().items()}
+    checkpoint.save(path, {"step": 0, "config": {"task": {"generator": config}}, "modules": {"generator_ema": weights}})
+    return path
+
+
+def search(prior: Path) -> list[str]:
+    stage = "{_target_:invkit.invert.Stage,steps:2,latent_rate:0.1,camera_rate:0.01}"
+    return [f"prior.generator.path={prior}", "++inverter.init.count=2", f"++inverter.stages=[{stage}]"]
+
+
+@pytest.mark.parametrize("experiment", training("invert"), ids=lambda path: path.stem)
+def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds, prior, tmp_path, monkeypatch):
+    _, overrides = command(experiment)
+    overrides = [override for override in overrides if not override.startswith("limit=")]
+    shared = [*overrides, f"data.root={birds}", "run.device=cpu", *search(prior)]
+    folder = tmp_path / "run"
+    run("invert", [*shared, f"run.dir={folder}"], monkeypatch)
+    assert len(list((folder / "records").glob("*.pt"))) == 2
+    result = json.loads((folder / "result.json").read_text())
+    assert result["count"] == 2
+    assert 0 < result["iou_after"] <= 1
+    assert (folder / "images" / "reconstructions.png").is_file()
+    run("evaluate", [*shared, f"inversion={folder}"], monkeypatch)
+    measured = json.loads((folder / "evaluation" / "result.json").read_text())
+    assert measured["iou_after"] == pytest.approx(result["iou_after"], abs=1e-6)
+    run("export", [*shared, f"inversion={folder}"], monkeypatch)
+    models = list((folder / "meshes").glob("*.glb"))
+    assert len(models) == 2
+    assert all(trimesh.load(model, force="mesh").faces.shape == (960, 3) for model in models)
+
+
+def test_the_demo_leaves_meshes_pictures_and_numbers(prior, tmp_path, monkeypatch):
+    folder = tmp_path / "demo"
+    run("demo", [f"run.dir={folder}", "run.device=cpu", "count=2", *search(prior)], monkeypatch)
+    assert len(list((folder / "meshes").glob("*.glb"))) == 2
+    assert (folder / "images" / "reconstructions.png").is_file()
+    assert json.loads((folder / "result.json").read_text())["count"] == 2
+
+
+def test_a_published_network_is_the_trained_one_and_says_where_it_comes_from(pseudo_truth, tmp_path, monkeypatch):
+    folder, target = tmp_path / "run", tmp_path / "shipped" / "small.pt"
+    overrides = ["experiment=meshinv_pretrain_synthetic", f"run.dir={folder}", "run.device=cpu", "steps=2"]
+    sizes = ["task.generator.width=0.125", "task.discriminator.width=0.125", "++task.batch_size=2"]
+    run("train", [*overrides, *sizes, f"task.data.root={pseudo_truth(128)}"], monkeypatch)
+    run("publish", [str(folder), "generator_ema", str(target)], monkeypatch)
+    trained = load_module(folder, "generator", "generator_ema").state_dict()
+    shipped = load_module(target, "generator", "generator_ema").state_dict()
+    assert trained.keys() == shipped.keys()
+    assert all(torch.equal(trained[key], shipped[key]) for key in trained)
+    assert set(checkpoint.load(target)["modules"]) == {"generator_ema"}
+    card = target.with_suffix(".md").read_text()
+    assert hashlib.sha256(target.read_bytes()).hexdigest() in card
+    assert "after 2 steps" in card
+    with pytest.raises(SystemExit) as refused:
+        run("publish", [str(folder), "no_such_weights", str(target)], monkeypatch)
+    assert refused.value.code == 2
