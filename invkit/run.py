@@ -68,6 +68,7 @@ class Run:
         self.dir = Path(self.config["run"]["dir"])
         self.seed = int(self.config["run"]["seed"])
         self._lock: int | None = None
+        self._is_new = False
 
     def __enter__(self) -> "Run":
         """The opened run.
@@ -106,6 +107,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         self.log.close()
+        if error is not None and self._is_new:
+            self._withdraw()
         self._leave()
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
@@ -150,6 +153,7 @@ class Run:
             warnings.warn(f"{self.dir}: {error}. Nothing keeps a second process out of this folder.", stacklevel=2)
         frozen = self.dir / "config.yaml"
         if not frozen.exists():
+            self._is_new = True
             _write(self.dir / "version.json", json.dumps(code_version(), indent=2) + "\n")
             _write(frozen, OmegaConf.to_yaml(OmegaConf.create(self.config)))
             return
@@ -160,6 +164,14 @@ class Run:
                 f"{frozen} was written by another configuration:{listed}\n"
                 f"Choose another run.dir, go back to the values there, or delete {self.dir}"
             )
+
+    def _withdraw(self) -> None:
+        """Leave no folder behind, if it holds nothing yet: a mistake in a setting must not bind the next attempt."""
+        before_any_result = {".lock", "config.yaml", "version.json"}
+        if {path.name for path in self.dir.iterdir()} <= before_any_result:
+            for path in self.dir.iterdir():
+                path.unlink()
+            self.dir.rmdir()
 
     def _leave(self) -> None:
         dist.finish()

@@ -80,6 +80,19 @@ def test_the_same_command_goes_on_and_leaves_the_frozen_files_as_they_are(tmp_pa
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_a_new_run_that_fails_before_its_first_result_leaves_nothing_behind(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(FileNotFoundError), Run(config(folder)):
+        raise FileNotFoundError("no such data")
+    assert not folder.exists()
+    with Run(config(folder, task={"rate": 0.5})) as corrected:
+        corrected.log.scalars(1, {"loss": 1.0})
+    with pytest.raises(FileNotFoundError), Run(config(folder, task={"rate": 0.5})):
+        raise FileNotFoundError("the data has gone")
+    assert (folder / "log.jsonl").is_file()  # what was computed stays
+    assert (folder / "config.yaml").is_file()
+
+
 def test_another_config_is_refused_with_every_key_and_both_values(tmp_path):
     with Run(config(tmp_path)):
         pass
