@@ -9,6 +9,7 @@ a record that says why. result.json and images/reconstructions.png are made from
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
@@ -27,7 +28,7 @@ from invkit.types import Guess
 def invert(cfg: DictConfig) -> None:
     with Run(cfg) as run:
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
-        dataset = first(instantiate_trusted(cfg.data), cfg.limit)
+        dataset = chosen(instantiate_trusted(cfg.data), cfg.names, cfg.limit)
         store = RecordStore(run.dir / "records")
         # Rank 0 looks for all: a rank that looked later would already find what others have written.
         here = run.share(dist.broadcast_value(store.missing(dataset.names) if run.rank == 0 else None))
@@ -48,9 +49,20 @@ def invert(cfg: DictConfig) -> None:
             run.log.message(summary(result))
 
 
-def first(dataset: ImageSet, limit: int | None) -> ImageSet:
-    """The first `limit` images; all of them for None."""
-    return dataset if limit is None else subset(dataset, range(min(limit, len(dataset))))
+def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) -> ImageSet:
+    """The named images, or `limit` of them spread evenly over the split, or all.
+
+    Raises:
+        ValueError: the data set has no image of such a name.
+    """
+    if names is not None:
+        position = {name: index for index, name in enumerate(dataset.names)}
+        if unknown := [name for name in names if name not in position]:
+            raise ValueError(f"names: the data set has no {', '.join(unknown)}; its first is {dataset.names[0]}")
+        return subset(dataset, [position[name] for name in names])
+    if limit is None or limit >= len(dataset):
+        return dataset
+    return subset(dataset, [index * len(dataset) // limit for index in range(limit)])
 
 
 def summary(result: dict) -> str:
