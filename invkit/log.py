@@ -1,6 +1,6 @@
 """What a run tells: JSON lines always, progress on the console, Weights & Biases when asked.
 
-`log.jsonl` is the record: one object per line, flushed at once, never two lines for one step of a resumed run.
+`log.jsonl` is the record: one object per line, flushed at once; a resumed run repeats no line.
 """
 
 import json

@@ -13,7 +13,7 @@ import torch
 from invkit.checkpoint import Checkpoints, load
 from tests.invkit.toy_task import start, train, wait
 
-STEPS, SAVE_EVERY, LOG_EVERY = 120, 7, 2
+STEPS, SAVE_EVERY, LOG_EVERY = 60, 7, 2
 
 
 def die_while_writing(dir: Path, steps: int) -> None:
