@@ -2,8 +2,8 @@
 # make demo    the main job on synthetic birds: no GPU, nothing to download
 #
 # Both set everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
-# A machine without a GPU saves a large download with
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+# A machine without a GPU saves a large download by installing the CPU build of torch into .venv first; the "Get started"
+# page of pytorch.org has the command.
 
 PYTHON ?= python3
 VENV   ?= $(or $(VIRTUAL_ENV),.venv)
