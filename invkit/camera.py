@@ -71,7 +71,7 @@ class Camera(Batch):
         """One ray through every pixel of a (height, width) image.
 
         Args:
-            offset: where in its cell a pixel lies: 0.5 the center, 0 the top-left corner (released radiance-field code).
+            offset: where in its cell a pixel lies: 0.5 its center, 0 its top-left corner.
         """
         height, width = (size, size) if isinstance(size, int) else size
         like = {"dtype": self.shift.dtype, "device": self.shift.device}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from invkit.batch import Batch
@@ -31,6 +31,34 @@ class UVMaps(Batch):
         return TexturedMesh(template.deform(self.displacement), self.texture, template)
 
 
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """Faces and UVs of meshes that are no UV spheres: read from a file, say. Can be rendered, not deformed.
+
+    Args:
+        faces: vertex indices, counter-clockwise seen from outside.
+        uvs: entries of the UV table, u right and v up; 0 and 1 are the centers of the texture's outermost texels.
+        face_uvs: UV entries of the corners of each face.
+    """
+
+    faces: Int[Tensor, "F 3"]
+    uvs: Float[Tensor, "N 2"]
+    face_uvs: Int[Tensor, "F 3"]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Topology":
+        if self.uvs.device == torch.device(device) and self.uvs.dtype == dtype:
+            return self
+        return Topology(self.faces.to(device), self.uvs.to(device, dtype), self.face_uvs.to(device))
+
+    def pad_texture(self, texture: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The texture itself: there is no seam to look across."""
+        return texture
+
+    def texture_uvs(self, width: int) -> Float[Tensor, "N 2"]:
+        """The UV table, whatever the width of the texture."""
+        return self.uvs
+
+
 @dataclass(frozen=True)
 class TexturedMesh(Batch):
     """Meshes of one topology, each with its own vertices and texture.
@@ -43,7 +71,7 @@ class TexturedMesh(Batch):
 
     vertices: Float[Tensor, "B V 3"]
     texture: Float[Tensor, "B 3 T_h T_w"]
-    template: Template
+    template: Template | Topology
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", self.template.to(self.vertices.device, self.vertices.dtype))
@@ -62,7 +90,7 @@ class TexturedMesh(Batch):
         return replace(self, vertices=self.vertices - self.vertices.mean(1, keepdim=True))
 
 
-def face_corners(values: Float[Tensor, "B V C"], template: Template) -> Float[Tensor, "B F 3 C"]:
+def face_corners(values: Shaped[Tensor, "B V C"], template: Template | Topology) -> Shaped[Tensor, "B F 3 C"]:
     """What the vertices carry, gathered at the three corners of every face."""
     return values.index_select(1, template.faces.flatten()).unflatten(1, (-1, 3))
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def describe(run: Path, state: str, target: Path, step: int, config: dict) -> st
     version = json.loads((run / "version.json").read_text())
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     times = [entry["time"] for entry in entries]
-    gaps = [after - before for before, after in zip(times[:-1], times[1:], strict=True)]
+    gaps = [after - before for before, after in pairwise(times)]
     minutes = sum(gap for gap in gaps if gap < PAUSE) / 60
     numbers = {key: value for entry in entries for key, value in entry.items() if "/" in key}
     data = Path(config["task"]["data"]["root"])

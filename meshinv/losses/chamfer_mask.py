@@ -5,6 +5,8 @@ vertices are compared, before any rounding, with the places of the foreground pi
 project into the silhouette like the others.
 """
 
+from collections.abc import Callable
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -41,11 +43,11 @@ def chamfer_mask(
     places = pixels.positions(height, width, offset=0.5 if half_pixel else 0.0, dtype=vertices.dtype)
     num_vertices = [vertices.shape[1]] * len(counts)
 
-    def from_vertices(image: int, chunk: slice, num_targets: int) -> Tensor:
-        return points.squared_distances(vertices[image, chunk], places[image, :num_targets])
+    def from_vertices(image: int) -> Callable[[slice], Tensor]:
+        return lambda chunk: points.squared_distances(vertices[image, chunk], places[image, : counts[image]])
 
-    def from_pixels(image: int, chunk: slice, num_targets: int) -> Tensor:
-        return points.squared_distances(places[image, chunk], vertices[image, :num_targets])
+    def from_pixels(image: int) -> Callable[[slice], Tensor]:
+        return lambda chunk: points.squared_distances(places[image, chunk], vertices[image])
 
     pixel_of_vertex = points.nearest(num_vertices, counts, from_vertices, like=vertices)
     vertex_of_pixel = points.nearest(counts, num_vertices, from_pixels, like=places)

@@ -5,6 +5,7 @@ far away, so a wrong pose by a few pixels costs nothing and does not blur the te
 appearance: it carries no gradient.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,12 +45,12 @@ class Locality:
 
     def weight(self, distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """S of squared image distances."""
-        base = 1 - (2 * self.gain * self.slack) ** 2 + self.gain * distance
-        return (base if self.exponent == 1 else base.pow(self.exponent)).clamp(min=1)
+        base = (self.gain * distance).add_(1 - (2 * self.gain * self.slack) ** 2)
+        return (base if self.exponent == 1 else base.pow_(self.exponent)).clamp_(min=1)
 
     def cost(self, appearance: Float[Tensor, "*N"], distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """D of squared differences of appearance and squared image distances."""
-        return self.weight(distance) * (appearance + self.floor)
+        return (appearance + self.floor).mul_(self.weight(distance))
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ def match(source: ColoredPoints, target: ColoredPoints, locality: Locality) -> F
     Raises:
         ValueError: an image has source points but no target points.
     """
+    source_counts, target_counts = source.counts(), target.counts()
 
-    def cost(image: int, chunk: slice, num_targets: int) -> Tensor:
-        appearance = points.squared_distances(source.appearance[image, chunk], target.appearance[image, :num_targets])
-        distance = points.squared_distances(source.position[image, chunk], target.position[image, :num_targets])
-        return locality.cost(appearance, distance)
+    def costs(image: int) -> Callable[[slice], Tensor]:
+        mine, yours = slice(source_counts[image]), slice(target_counts[image])
+        appearance = points.Distances(source.appearance[image, mine], target.appearance[image, yours])
+        distance = points.Distances(source.position[image, mine], target.position[image, yours])
+        return lambda chunk: locality.cost(appearance(chunk), distance(chunk))
 
-    partner = points.nearest(source.counts(), target.counts(), cost, like=source.appearance)
+    partner = points.nearest(source_counts, target_counts, costs, like=source.appearance)
     appearance = (source.appearance - points.pick(target.appearance, partner)).square().sum(dim=-1)
     distance = (source.position - points.pick(target.position, partner)).square().sum(dim=-1)
     return points.mean_of_valid(locality.cost(appearance, distance), source.valid)

@@ -16,7 +16,7 @@ from invkit.batch import Batch
 
 FOREGROUND = 0.9  # a pixel belongs to the object where its mask is above this, as in the released code
 PAIRS_IN_CACHE, PAIRS_IN_A_LAUNCH = 2**16, 2**22  # tile sizes: what stays in a core's cache; what keeps a GPU busy
-DIRECT_CHANNELS = 8  # up to here differences are as fast as the matrix product and lose no digits
+BLOCK = 64  # columns of which the least is found in one go
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,7 @@ def _hash(value: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
 
 
 def squared_distances(first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
-    """|a - b|^2 of every pair, without gradient; for many channels by |a|^2 + |b|^2 - 2 a.b."""
-    if first.shape[1] > DIRECT_CHANNELS:
-        square = (first * first).sum(dim=1)[:, None] + (second * second).sum(dim=1)
-        return torch.addmm(square, first, second.T, alpha=-2)
+    """|a - b|^2 of every pair, from the differences: exact, for few channels."""
     total = first.new_zeros(len(first), len(second))
     for a, b in zip(first.T, second.T, strict=True):
         difference = a[:, None] - b
@@ -122,18 +119,37 @@ def squared_distances(first: Float[Tensor, "N C"], second: Float[Tensor, "M C"])
     return total
 
 
+class Distances:
+    """|a - b|^2 of every pair of two sets as a matrix product: [a, |a|^2, 1] [-2 b, 1, |b|^2].
+
+    Several times faster than the differences. It rounds at the size of |a|^2, so that of partners equally near but for
+    that the first may be missed.
+    """
+
+    def __init__(self, first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> None:
+        def length(points: Tensor) -> Tensor:
+            return points.square().sum(dim=1, keepdim=True)
+
+        self.first = torch.cat([first, length(first), torch.ones_like(first[:, :1])], dim=1)
+        self.second = torch.cat([-2 * second, torch.ones_like(second[:, :1]), length(second)], dim=1).T.contiguous()
+
+    def __call__(self, rows: slice) -> Float[Tensor, "N M"]:
+        """Those of these rows of the first set to all of the second."""
+        return self.first[rows] @ self.second
+
+
 @torch.no_grad()
 def nearest(
     source_counts: Sequence[int],
     target_counts: Sequence[int],
-    cost: Callable[[int, slice, int], Float[Tensor, "N M"]],
+    costs: Callable[[int], Callable[[slice], Float[Tensor, "N M"]]],
     *,
     like: Float[Tensor, "B N C"],
 ) -> Int[Tensor, "B N"]:
     """For every source point of every image the target point of least cost; 0 in the padding.
 
     Args:
-        cost: (image, sources, number of targets) -> the costs of these sources against all targets of that image.
+        costs: image -> (sources -> their costs against all targets of that image).
         like: the padded source points; gives the padded length and the device.
 
     Raises:
@@ -145,10 +161,28 @@ def nearest(
         if sources and not targets:
             raise ValueError(f"image {image} of the batch has {sources} source points and nothing to match them with")
         rows = max(1, pairs // max(targets, 1))
+        cost = costs(image)
         for start in range(0, sources, rows):
             chunk = slice(start, min(start + rows, sources))
-            found[image, chunk] = cost(image, chunk, targets).argmin(dim=1)
+            found[image, chunk] = first_least(cost(chunk))
     return found
+
+
+def first_least(values: Float[Tensor, "N M"]) -> Int[Tensor, "N"]:
+    """Column of the least value of each row, the first of several.
+
+    In two levels, because finding a minimum is several times faster than finding where it is.
+    """
+    num_blocks = values.shape[1] // BLOCK
+    if num_blocks < 2:
+        return values.argmin(dim=1)
+    blocks = values[:, : num_blocks * BLOCK].unflatten(1, (num_blocks, BLOCK))
+    least, block = blocks.amin(dim=2).min(dim=1)
+    found = block * BLOCK + blocks[torch.arange(len(values), device=values.device), block].argmin(dim=1)
+    if num_blocks * BLOCK == values.shape[1]:
+        return found
+    rest, place = values[:, num_blocks * BLOCK :].min(dim=1)
+    return torch.where(rest < least, num_blocks * BLOCK + place, found)
 
 
 def pick(values: Float[Tensor, "B N C"], index: Int[Tensor, "B M"]) -> Float[Tensor, "B M C"]:

@@ -106,10 +106,17 @@ def rasterize(
     total = areas.sum(0)
     weights = areas / (total + constants.area * total.detach().sign())
     if corner_weight is not None:
-        homogeneous = corner_weight.permute(2, 0, 1).flatten(1).gather(1, owner.expand(3, -1))
-        weights = weights * homogeneous
-        weights = weights / weights.sum(0)
+        weights = perspective_correct(weights, owner, corner_weight)
     return Raster(face, pixel, owner, weights)
+
+
+def perspective_correct(
+    weights: Float[Tensor, "3 N"], owner: Int[Tensor, "N"], corner_weight: Float[Tensor, "B F 3"]
+) -> Float[Tensor, "3 N"]:
+    """Weights on the screen as weights in space; see `rasterize`."""
+    homogeneous = corner_weight.permute(2, 0, 1).flatten(1).gather(1, owner.expand(3, -1))
+    weights = weights * homogeneous
+    return weights / weights.sum(0)
 
 
 def _edge_functions(dx: Tensor, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,17 +11,19 @@ from torch import Tensor
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.types import Rendering
-from meshinv.mesh import TexturedMesh, face_corners
+from meshinv.mesh import TexturedMesh, Topology, face_corners
 from meshinv.renderers.pairs import ranges
 from meshinv.renderers.raster import KAOLIN, MAX_PAIRS, Constants, Raster, rasterize
 from meshinv.renderers.soft_mask import soft_mask
 from meshinv.template import Template
 
 OFF_SCREEN = 4.0
+NEAR = 1e-3
+"""Nothing nearer to the camera than this is drawn, as a fraction of the distance to the object's center."""
 EXTRAS = frozenset({"soft_mask", "depth", "normals", "coords", "face"})
 
 
-def texture_positions(raster: Raster, template: Template, width: int) -> Float[Tensor, "2 N"]:
+def texture_positions(raster: Raster, template: Template | Topology, width: int) -> Float[Tensor, "2 N"]:
     """Where each covered pixel reads the padded texture that had `width` columns before padding."""
     uvs = template.texture_uvs(width)[template.face_uvs]
     return raster.interpolate(uvs.expand(len(raster.face), -1, -1, -1))
@@ -82,18 +84,16 @@ class MeshRenderer:
         """
         if extras - EXTRAS:
             raise ValueError(f"MeshRenderer can add {sorted(EXTRAS)}; it was asked for {sorted(extras - EXTRAS)}")
-        height, width = (side * self.supersample for side in self.size)
-        corner_xy, corner_z, corner_weight = corners_on_screen(scene, camera)
-        raster = rasterize(
-            corner_xy, corner_z, facing(corner_xy), height, width, corner_weight=corner_weight, **self.search
-        )
+        corners = corners_on_screen(scene, camera)
+        corner_z, corner_weight = corners[1:]
+        raster, soft = self.draw(*corners, with_soft_mask="soft_mask" in extras)
         template = scene.template
         uv = texture_positions(raster, template, scene.texture.shape[3])
         rgb = raster.image(sample(template.pad_texture(scene.texture), uv, raster))
         covered = (raster.face >= 0)[:, None].to(rgb.dtype)
         seen: dict[str, Tensor] = {}
-        if "soft_mask" in extras:
-            seen["soft_mask"] = self._pooled(soft_mask(corner_xy, raster.face, **self.soft, **self.search)[:, None])
+        if soft is not None:
+            seen["soft_mask"] = self._pooled(soft[:, None])
         mask = self._pooled(covered)
         share = mask.clamp(min=0.5 / self.supersample**2)
         if "depth" in extras:
@@ -111,6 +111,34 @@ class MeshRenderer:
             seen["face"] = samples.amax((3, 5))
         return Rendering(rgb=self._pooled(rgb), mask=mask, **seen)
 
+    def attributes(
+        self, scene: TexturedMesh, camera: Camera, values: Float[Tensor, "B V C"]
+    ) -> Float[Tensor, "B C H W"]:
+        """Pictures of what the vertices carry (colors, normals, part labels, ...), any number of channels; else 0."""
+        raster, _ = self.draw(*corners_on_screen(scene, camera), with_soft_mask=False)
+        return self._pooled(raster.image(raster.interpolate(face_corners(values, scene.template))))
+
+    def draw(
+        self,
+        corner_xy: Float[Tensor, "B F 3 2"],
+        corner_z: Float[Tensor, "B F 3"],
+        corner_weight: Float[Tensor, "B F 3"],
+        *,
+        with_soft_mask: bool,
+    ) -> tuple[Raster, Float[Tensor, "B H W"] | None]:
+        """What is seen at every sample, and the soft mask if it is asked for: the step that a backend replaces."""
+        height, width = self.samples
+        raster = rasterize(
+            corner_xy, corner_z, facing(corner_xy), height, width, corner_weight=corner_weight, **self.search
+        )
+        return raster, soft_mask(corner_xy, raster.face, **self.soft, **self.search) if with_soft_mask else None
+
+    @property
+    def samples(self) -> tuple[int, int]:
+        """Rows and columns of what is drawn before it is averaged down to `size`."""
+        height, width = self.size
+        return height * self.supersample, width * self.supersample
+
     def _pooled(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         return image if self.supersample == 1 else torch.nn.functional.avg_pool2d(image, self.supersample)
 
@@ -122,14 +150,17 @@ def corners_on_screen(
 
     With sZ the scaled depth of `Camera.project` and k the inverse focal length, z = -sZ / (1 + k sZ) is affine over the
     screen, and so is 1 + k z = 1 / (1 + k sZ), the weight. For weak perspective (k = 0) they are DIB-R's -sZ and 1.
-    A face with a corner at or behind the camera's center is put off screen: nothing of it is drawn.
+    A face with a corner at or behind the camera's center, or `NEAR` it, is put off screen: nothing of it is drawn.
     """
-    x, y, depth = camera.project(scene.vertices).unbind(2)
+    with torch.no_grad():
+        too_near = 1 + camera.inv_focal[:, None] * camera.in_camera(scene.vertices)[..., 2] < NEAR
+    # Such a vertex is replaced before it is projected: dividing by its depth, 0 perhaps, would turn gradients into NaN.
+    x, y, depth = camera.project(torch.where(too_near[..., None], 0, scene.vertices)).unbind(2)
     divisor = 1 + camera.inv_focal[:, None] * depth
     screen = torch.stack([x, -y, -depth / divisor, 1 / divisor], dim=2)
     corners = face_corners(screen, scene.template)
-    behind = (corners[..., 3:] <= 0).any(2, keepdim=True)
-    return torch.where(behind, OFF_SCREEN, corners[..., :2]), corners[..., 2], corners[..., 3]
+    hidden = face_corners(too_near[..., None], scene.template).any(2, keepdim=True)
+    return torch.where(hidden, OFF_SCREEN, corners[..., :2]), corners[..., 2], corners[..., 3]
 
 
 def facing(corner_xy: Float[Tensor, "B F 3 2"]) -> Float[Tensor, "B F"]:

@@ -198,10 +198,17 @@ def test_matches_are_those_of_the_specification(exponent, gain, slack, floor, fo
     torch.testing.assert_close(match(target, source, locality), torch.tensor([back]), rtol=0, atol=1e-6)
 
 
-def test_many_channels_take_the_matrix_product_and_agree(rng):
+def test_distances_as_a_matrix_product_are_those_of_the_differences(rng):
     first, second = torch.randn(9, 40, generator=rng), torch.randn(7, 40, generator=rng)
     exact = torch.cdist(first.double(), second.double()).square()
-    torch.testing.assert_close(points.squared_distances(first, second).double(), exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(points.Distances(first, second)(slice(2, 6)).double(), exact[2:6], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 63, 64, 127, 128, 129, 300])
+def test_the_first_of_the_least_values_is_found(rng, columns):
+    values = torch.randint(0, 40, (50, columns), generator=rng).float()
+    expected = [row.index(min(row)) for row in values.tolist()]
+    assert points.first_least(values).tolist() == expected
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
