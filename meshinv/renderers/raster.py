@@ -70,7 +70,7 @@ class Raster:
         """Values of the covered pixels as an image, 0 elsewhere."""
         blank = values.new_zeros(len(values), self.face.numel())
         filled = blank.scatter(1, self.pixel.expand(len(values), -1), values)
-        return filled.view(-1, *self.face.shape).transpose(0, 1)
+        return filled.view(len(values), *self.face.shape).transpose(0, 1)
 
 
 def rasterize(
@@ -99,7 +99,7 @@ def rasterize(
         pixel = (winner >= 0).nonzero().squeeze(1)
         owner = winner.index_select(0, pixel)
         first_face = torch.arange(batch, device=pixel.device)[:, None] * num_faces
-        face = (winner.view(batch, -1) - first_face).clamp(min=-1).view(batch, height, width)
+        face = (winner.view(batch, height * width) - first_face).clamp(min=-1).view(batch, height, width)
         x, y = positions(batch, height, width, corners).index_select(1, pixel)
     taken = corners.gather(1, owner.expand(6, -1))
     areas = torch.stack(_edge_functions(taken[:3] - x, taken[3:] - y))

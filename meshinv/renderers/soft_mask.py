@@ -39,7 +39,7 @@ class _SoftMask(torch.autograd.Function):
     @staticmethod
     def forward(ctx, corner_xy, face, sigma_inv, box, max_faces, constants, max_pairs):
         corners = by_component(corner_xy.detach())
-        owner, pixel = _nearby(corners, face, box, max_faces, max_pairs)
+        owner, pixel = _nearby(corners, face, corner_xy.shape[1], box, max_faces, max_pairs)
         x, y = positions(*face.shape, corners).index_select(1, pixel)
         start, end, part, dx, dy = _nearest_on_outline(corners, owner, x, y)
         exponent = -sigma_inv * (dx * dx + dy * dy)
@@ -66,13 +66,14 @@ class _SoftMask(torch.autograd.Function):
         return gradient.view(2, 3, batch, num_faces).permute(2, 3, 1, 0), None, None, None, None, None, None
 
 
-def _nearby(corners: Tensor, face: Tensor, box: float, max_faces: int, max_pairs: int) -> tuple[Tensor, Tensor]:
+def _nearby(
+    corners: Tensor, face: Tensor, num_faces: int, box: float, max_faces: int, max_pairs: int
+) -> tuple[Tensor, Tensor]:
     """(face, uncovered pixel) pairs of the widened boxes, the first `max_faces` of every pixel in face order.
 
     Both are flat indices, into [B, F] and [B, H, W].
     """
-    batch, height, width = face.shape
-    num_faces = corners.shape[1] // batch
+    height, width = face.shape[1:]
     empty = (face < 0).flatten()
     open_pixels = empty.nonzero().squeeze(1)
     # rank[p]: uncovered pixels before p. A stretch of a row thus is a stretch of the list of uncovered pixels.

@@ -9,7 +9,7 @@ import torch
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.images import resize_bilinear
-from meshinv.mesh import TexturedMesh, UVMaps, face_corners
+from meshinv.mesh import TexturedMesh, Topology, UVMaps, face_corners
 from meshinv.renderers.raster import KAOLIN, KAOLIN_2019, rasterize
 from meshinv.renderers.reference import MeshRenderer, corners_on_screen, facing
 from meshinv.renderers.soft_mask import soft_mask
@@ -17,6 +17,7 @@ from meshinv.renderers.uv import project_to_uv, visible_texels
 from meshinv.template import Template
 from tests.meshinv import brute_force
 from tests.meshinv.formulas import displacement_map
+from tests.meshinv.slow_renderers import BruteForceRenderer, DenseRenderer
 from tests.meshinv.test_template import at
 
 TEMPLATE = Template(16)
@@ -269,6 +270,31 @@ def test_colors_equal_a_texture_looked_up_by_hand(rng):
     assert (image[:, face < 0] == 0).all()
 
 
+@pytest.mark.parametrize("slow", [BruteForceRenderer, DenseRenderer])
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_pictures_equal_those_of_slow_renderers(slow, supersample, rng):
+    mesh, camera = random_scene(2, rng, rings=5)  # the second in perspective
+    options = {"size": (12, 17), "supersample": supersample, "sigma_inv": 2000.0, "box": 0.05}
+    image, expected = (kind(**options)(mesh, camera, extras=EVERYTHING) for kind in (MeshRenderer, slow))
+    for name in ("rgb", "mask", *EVERYTHING):
+        torch.testing.assert_close(getattr(image, name), getattr(expected, name), atol=1e-9, rtol=0, msg=name)
+
+
+def test_gradients_equal_those_of_autograd_over_all_pairs(rng):
+    mesh, camera = random_scene(2, rng, rings=5)
+    gradients = []
+    for kind in (MeshRenderer, DenseRenderer):
+        leaves = [t.detach().clone().requires_grad_() for t in (mesh.vertices, mesh.texture, *vars(camera).values())]
+        vertices, colors, *pose = leaves
+        posed = TexturedMesh(vertices, colors, mesh.template)
+        image = kind(16, sigma_inv=1000.0, box=0.05)(posed, Camera(*pose), extras=EVERYTHING)
+        loss = image.rgb.square().sum() + image.soft_mask.square().sum() + image.depth.square().sum()
+        gradients.append(torch.autograd.grad(loss, leaves))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-6)
+    assert gradients[0][0].norm() > 1
+
+
 @pytest.mark.parametrize("inv_focal", [0.0, 0.5])
 def test_pixels_show_what_their_rays_meet(inv_focal, rng):
     """Against ray casting in the object frame, which shares nothing with projecting and rasterizing."""
@@ -295,20 +321,18 @@ def test_pixels_show_what_their_rays_meet(inv_focal, rng):
 # ---- Gradients -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inv_focal", [0.0, 0.3])
-def test_gradients_of_the_picture(inv_focal, rng):
+@pytest.mark.parametrize("inv_focal, supersample", [(0.0, 1), (0.3, 1), (0.3, 2)])
+def test_gradients_of_the_picture(inv_focal, supersample, rng):
     """To vertices, texture and camera, by finite differences small enough to leave every pixel with its face."""
     mesh, camera = random_scene(1, rng, rings=4)
     mesh = TexturedMesh(mesh.vertices, torch.rand(1, 3, 3, 4, generator=rng, dtype=torch.float64), mesh.template)
-    renderer = MeshRenderer((11, 9))
+    renderer = MeshRenderer((11, 9), supersample=supersample)
+    carried = torch.randn(1, mesh.vertices.shape[1], 2, generator=rng, dtype=torch.float64)
 
     def picture(vertices, colors, quat, scale, shift, inverse):
-        image = renderer(
-            TexturedMesh(vertices, colors, mesh.template),
-            Camera(quat, scale, shift, inverse),
-            extras=frozenset({"depth", "coords", "normals"}),
-        )
-        return image.rgb, image.depth, image.coords, image.normals
+        posed, seen_from = TexturedMesh(vertices, colors, mesh.template), Camera(quat, scale, shift, inverse)
+        image = renderer(posed, seen_from, extras=frozenset({"depth", "coords", "normals"}))
+        return image.rgb, image.depth, image.coords, image.normals, renderer.attributes(posed, seen_from, carried)
 
     inputs = [mesh.vertices, mesh.texture, camera.quat, camera.scale, camera.shift, camera.inv_focal + inv_focal]
     assert renderer(mesh, camera).mask.sum() >= 6
@@ -339,27 +363,65 @@ def test_masks_and_occlusion_borders_carry_no_gradient(rng):
     assert vertices.grad.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("shape", ["collapsed", "flat", "beside the image", "behind the camera"])
-def test_no_gradient_is_nan(shape, rng):
+def moved(mesh: TexturedMesh, camera: Camera, depth: list[float]) -> torch.Tensor:
+    """The vertices with the first few of them moved to these depths, 0 at the object's center, -1 at the camera's."""
+    seen = rotation.rotate(camera.quat, mesh.vertices).clone()
+    focal = 1 / (camera.scale * camera.inv_focal).clamp(min=1e-3)
+    seen[:, : len(depth), 2] = focal[:, None] * seen.new_tensor(depth)
+    return rotation.rotate(rotation.conjugate(camera.quat), seen)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (1, 1), (3, 40)])
+@pytest.mark.parametrize(
+    "shape",
+    ["collapsed", "flat", "beside the image", "across the border", "behind the camera", "at the camera", "needles"],
+)
+def test_no_gradient_is_nan(shape, size, rng):
     mesh, camera = random_scene(2, rng)
+    needles = mesh.vertices.clone()
+    needles[:, ::3] *= 1e-7
     vertices = {
         "collapsed": mesh.vertices * 0,
         "flat": mesh.vertices * torch.tensor([1.0, 0, 1]),
         "beside the image": mesh.vertices + 20,
+        "across the border": mesh.vertices * 4,
         "behind the camera": mesh.vertices * 30,
+        "at the camera": moved(mesh, camera, [-1.0, -1 + 1e-7, -1 - 1e-7, -1 + 1e-4, -1 + 2e-3]),
+        "needles": needles,
     }[shape].float()
     leaves = [vertices, mesh.texture.float(), *(t.float() for t in (camera.quat, camera.scale, camera.shift))]
-    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-    vertices, colors, quat, scale, shift = leaves
-    image = MeshRenderer(32)(
-        TexturedMesh(vertices, colors, mesh.template),
-        Camera(quat, scale, shift, camera.inv_focal.float()),
-        extras=EVERYTHING,
+    leaves = [leaf.detach().requires_grad_() for leaf in (*leaves, camera.inv_focal.float())]
+    vertices, colors, quat, scale, shift, inv_focal = leaves
+    image = MeshRenderer(size)(
+        TexturedMesh(vertices, colors, mesh.template), Camera(quat, scale, shift, inv_focal), extras=EVERYTHING
     )
     total = sum(t.sum() for t in (image.rgb, image.soft_mask, image.depth, image.normals, image.coords))
     total.backward()
     assert torch.isfinite(total)
     assert all(torch.isfinite(leaf.grad).all() for leaf in leaves)
+
+
+def test_a_vertex_on_the_plane_of_the_camera_hides_its_faces_and_no_others():
+    """Weight exactly 0 = 1 + k s Z, where projecting divides by nothing."""
+    mesh = published_mesh()
+    vertices = mesh.vertices.clone()
+    vertices[0, at(16, 8, 24)] = torch.tensor([0.0, 0, -2]).double()  # 2 before the center, f = 1
+    vertices.requires_grad_()
+    camera = Camera(
+        rotation.identity(1, dtype=torch.float64), *(torch.tensor(t).double() for t in ([0.5], [[0.0, 0]], [1.0]))
+    )
+    renderer = MeshRenderer(64)
+    image = renderer(TexturedMesh(vertices, mesh.texture, TEMPLATE), camera, extras=EVERYTHING)
+    whole = renderer(mesh, camera, extras=EVERYTHING)
+    around = (TEMPLATE.faces == at(16, 8, 24)).any(1)
+    seen = image.face.unique().tolist()
+    assert not {*around.nonzero().flatten().tolist()} & {*seen}
+    untouched = ~torch.isin(whole.face, around.nonzero().flatten()) & (whole.face >= 0)
+    assert untouched.sum() > 500
+    assert torch.equal(image.face[untouched], whole.face[untouched])
+    (gradient,) = torch.autograd.grad(image.rgb.square().sum() + image.soft_mask.sum() + image.depth.sum(), vertices)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[0, at(16, 8, 24)] == 0).all()
 
 
 # ---- Edge cases ----------------------------------------------------------------------------------------------------
@@ -454,6 +516,57 @@ def test_an_image_with_nothing_in_it(rng):
         assert (getattr(image, name) == 0).all(), name
 
 
+def test_an_image_of_one_pixel_is_the_middle_of_an_odd_one(rng):
+    mesh, camera = random_scene(3, rng)
+    image = MeshRenderer(1)(mesh, camera, extras=EVERYTHING)
+    large = MeshRenderer(5)(mesh, camera, extras=EVERYTHING)
+    for name in ("rgb", "mask", "depth", "normals", "coords", "face"):
+        torch.testing.assert_close(getattr(image, name), getattr(large, name)[:, :, 2:3, 2:3], msg=name)
+
+
+def test_no_images_and_no_faces():
+    mesh, camera = published_mesh(), published_camera()
+    none = MeshRenderer(8)(mesh[:0], camera[:0], extras=EVERYTHING)
+    assert none.rgb.shape == (0, 3, 8, 8)
+    assert none.face.shape == (0, 1, 8, 8)
+    nothing = torch.zeros(2, 0, 3, dtype=torch.float64)
+    raster = rasterize(torch.zeros(2, 0, 3, 2, dtype=torch.float64), nothing, nothing[..., 0], 8, 8)
+    assert (raster.face == -1).all()
+    assert (soft_mask(torch.zeros(2, 0, 3, 2, dtype=torch.float64), raster.face) == 0).all()
+
+
+def test_faces_crossing_the_border_are_cut_there(rng):
+    """A picture is the middle of a larger one, whatever sticks out of it."""
+    mesh, camera = random_scene(2, rng)
+    close = Camera(camera.quat, 2 * camera.scale, 2 * camera.shift, camera.inv_focal / 2)
+    image = MeshRenderer(20)(mesh, close, extras=EVERYTHING)
+    border = image.mask.clone()
+    border[:, :, 1:-1, 1:-1] = 0
+    assert (border.sum((1, 2, 3)) > 10).all()
+    large = MeshRenderer(40)(mesh, camera, extras=EVERYTHING)
+    for name in ("rgb", "mask", "normals", "coords", "face"):
+        torch.testing.assert_close(getattr(image, name), getattr(large, name)[:, :, 10:30, 10:30], msg=name)
+
+
+def test_a_mesh_that_is_no_sphere_is_drawn_too():
+    """A square of two faces, textured with its own places."""
+    corners = torch.tensor([[-0.8, -0.6], [0.8, -0.6], [0.8, 0.6], [-0.8, 0.6]], dtype=torch.float64)
+    vertices = torch.cat([corners, torch.zeros(4, 1).double()], dim=1)[None]
+    faces = torch.tensor([[0, 2, 1], [0, 3, 2]])  # seen from -z, where weak perspective looks from
+    topology = Topology(faces, (corners * torch.tensor([1.0, -1]).double() + 1) / 2, faces)
+    ramp = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    colors = torch.stack([ramp.expand(9, 9), ramp[:, None].expand(9, 9), torch.zeros(9, 9).double()])[None]
+    camera = Camera.from_cmr(torch.tensor([[1.0, 0, 0, 1, 0, 0, 0]]).double())
+    mesh = TexturedMesh(vertices, colors, topology)
+    image = MeshRenderer((10, 20))(mesh, camera, extras=frozenset({"coords"}))
+    assert image.mask.sum() == 6 * 16
+    torch.testing.assert_close(image.rgb[:, :2], image.coords[:, :2])
+    single = mesh.to("cpu", dtype=torch.float32)
+    assert single.template.uvs.dtype == torch.float32
+    again = MeshRenderer((10, 20))(single, camera.to("cpu", dtype=torch.float32)).rgb
+    torch.testing.assert_close(again, image.rgb.float())
+
+
 def test_faces_at_or_behind_the_camera_are_not_drawn():
     """A sphere around the camera: what is in front of it is seen from inside, and the rest must not be mirrored in."""
     sphere = TexturedMesh(TEMPLATE.vertices[None].double(), torch.ones(1, 3, 4, 4).double(), TEMPLATE)
@@ -509,6 +622,27 @@ def test_supersampling_averages_a_finer_picture(rng):
 def test_an_unknown_extra_is_refused(rng):
     with pytest.raises(ValueError, match="albedo"):
         MeshRenderer(8)(*random_scene(1, rng), extras=frozenset({"albedo"}))
+
+
+@pytest.mark.parametrize("supersample", [1, 2])
+def test_what_vertices_carry_is_shown_perspective_or_not(supersample, rng):
+    """Linear functions of the place on the object, four of them: known from the picture of the places."""
+    mesh, camera = random_scene(2, rng)  # the second in perspective
+    renderer = MeshRenderer((30, 40), supersample=supersample)
+    matrix = torch.randn(3, 4, generator=rng, dtype=torch.float64)
+    image = renderer(mesh, camera, extras=frozenset({"coords"}))
+    expected = torch.einsum("bchw,cd->bdhw", image.coords * image.mask, matrix)
+    torch.testing.assert_close(renderer.attributes(mesh, camera, mesh.vertices @ matrix), expected)
+    counted = renderer.attributes(mesh, camera, torch.ones_like(mesh.vertices[..., :1]))
+    torch.testing.assert_close(counted, image.mask)
+
+
+def test_attributes_are_differentiable(rng):
+    mesh, camera = random_scene(1, rng, rings=4)
+    carried = torch.zeros(1, mesh.vertices.shape[1], 2, dtype=torch.float64, requires_grad=True)
+    picture = MeshRenderer(12).attributes(mesh, camera, carried)
+    (gradient,) = torch.autograd.grad(picture.sum(), carried)
+    assert gradient.sum().item() == pytest.approx(2 * MeshRenderer(12)(mesh, camera).mask.sum().item())
 
 
 def test_attributes_of_any_width_are_interpolated(rng):
