@@ -102,6 +102,35 @@ def write_gif(path: Path, frames: UInt8[Tensor, "K H W 3"], *, frames_per_second
         aside.write_bytes(buffer.getvalue())
 
 
+def write_mp4(path: Path, frames: UInt8[Tensor, "K H W 3"], *, frames_per_second: float = 12.0) -> None:
+    """A film in H.264, which every browser and slide program plays; whole or not there.
+
+    Sides are stretched to even numbers, as the format wants them.
+
+    Raises:
+        ValueError: imageio-ffmpeg is not installed.
+    """
+    try:
+        import imageio_ffmpeg
+    except ImportError as error:
+        raise ValueError(f'films need imageio-ffmpeg ({error}): pip install -e ".[video]"') from error
+    height, width = frames.shape[1:3]
+    with written_aside(path) as aside:
+        film = imageio_ffmpeg.write_frames(
+            str(aside),
+            (width, height),
+            fps=frames_per_second,
+            quality=8,
+            macro_block_size=2,
+            # The name written aside does not tell the format. The index goes first, so that it plays while it loads.
+            output_params=["-f", "mp4", "-movflags", "+faststart"],
+        )
+        film.send(None)
+        for frame in frames.cpu():
+            film.send(frame.contiguous().numpy())
+        film.close()
+
+
 def _matte(picture: Image.Image) -> PBRMaterial:
     return PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=False)
 

@@ -118,6 +118,9 @@ def renderers() -> Iterator[Finding]:
     try:
         importlib.import_module("meshinv.renderers.reference")
         yield Finding("mesh renderer", "reference", "ok", "plain torch, on the CPU and on CUDA")
+        auto, torch = (importlib.import_module(name) for name in ("meshinv.renderers.auto", "torch"))
+        fastest = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        yield Finding("mesh renderer", "auto", "ok", f"draws with {auto.backend(fastest)} on {fastest}")
     except ImportError as error:
         yield Finding("mesh renderer", "reference", "error", str(error), "make setup")
     try:

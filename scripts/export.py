@@ -1,4 +1,4 @@
-"""Turn records of an inversion into files: textured meshes (GLB, OBJ) and turntables (GIF).
+"""Turn records of an inversion into files: textured meshes (GLB, OBJ) and turntables (GIF, MP4).
 
     python scripts/export.py experiment=meshinv_invert_synthetic
     python scripts/export.py experiment=meshinv_invert_synthetic inversion=/scratch/my_run limit=8 obj=true turntable=36
@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from invkit.evaluate import render
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
-from meshinv.export import models, turntable, write_gif, write_glb, write_obj
+from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, write_obj
 
 
 @main(config_name="export")
@@ -44,7 +44,10 @@ def export(cfg: DictConfig) -> None:
             if cfg.obj:
                 write_obj(beside(path, ".obj"), model)
             if cfg.turntable:
-                write_gif(beside(path, ".gif"), turntable(estimate.scene, estimate.camera, renderer, cfg.turntable))
+                frames = turntable(estimate.scene, estimate.camera, renderer, cfg.turntable)
+                write_gif(beside(path, ".gif"), frames)
+                if cfg.mp4:
+                    write_mp4(beside(path, ".mp4"), frames)
 
 
 def beside(path: Path, suffix: str) -> Path:

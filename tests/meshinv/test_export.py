@@ -1,6 +1,7 @@
 """Files are read back with trimesh and must show what the renderer shows, the right way up and round."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from invkit.camera import Camera
 from invkit.images import from_uint8
-from meshinv.export import models, turntable, write_gif, write_glb, write_obj
+from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, write_obj
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.template import Template
@@ -132,3 +133,31 @@ def test_an_animation_has_all_frames(tmp_path):
         assert animation.n_frames == 3
         animation.seek(2)
         assert np.asarray(animation.convert("RGB")).min() == 255
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (33, 47)])
+def test_a_film_has_all_frames_in_order(height, width, tmp_path):
+    ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    grays = torch.tensor([20, 120, 220, 60], dtype=torch.uint8)
+    frames = grays[:, None, None, None].expand(4, height, width, 3).clone()
+    frames[:, : height // 2, :, 0] = 255  # the upper half is red
+    frames[:, : height // 2, :, 1:] = 0
+    write_mp4(tmp_path / "turn.mp4", frames, frames_per_second=10.0)
+    reader = ffmpeg.read_frames(str(tmp_path / "turn.mp4"))
+    about = next(reader)
+    assert about["codec"] == "h264"
+    assert about["fps"] == 10
+    shown = [np.frombuffer(frame, np.uint8).reshape(*about["size"][::-1], 3) for frame in reader]
+    assert len(shown) == 4
+    for frame, gray in zip(shown, grays.tolist(), strict=True):
+        assert frame.shape == (height + height % 2, width + width % 2, 3)
+        assert np.abs(frame[-8:].astype(int) - gray).max() < 8
+        assert np.abs(frame[:8].astype(int) - [255, 0, 0]).max() < 16
+    assert [path.name for path in tmp_path.iterdir()] == ["turn.mp4"]
+
+
+def test_a_film_without_ffmpeg_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ValueError, match=r"\[video\]"):
+        write_mp4(tmp_path / "turn.mp4", torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    assert list(tmp_path.iterdir()) == []

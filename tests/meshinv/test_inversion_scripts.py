@@ -114,11 +114,12 @@ def test_evaluation_agrees_with_the_inversion(run, inverted):
 
 
 def test_records_become_files(run, inverted):
-    run("export", f"inversion={inverted}", "obj=true", "turntable=3")
+    run("export", f"inversion={inverted}", "obj=true", "turntable=3", "mp4=true")
     folder = inverted / "meshes"
     glbs = sorted(folder.glob("*.glb"))
     assert len(glbs) == len(sorted(folder.glob("*.obj"))) == 2
     assert Image.open(next(folder.glob("*.gif"))).n_frames == 3
+    assert len(sorted(folder.glob("*.mp4"))) == 2
     scene = trimesh.load(glbs[0])
     assert sum(len(part.faces) for part in scene.geometry.values()) == 960
 
