@@ -1,15 +1,18 @@
 """Measure time and memory of the parts that decide how long everything takes.
 
-    python scripts/benchmark.py render --sizes 64 128 256 --batch 1 8 --rings 16 31
-    python scripts/benchmark.py render --device cuda --sizes 256 --batch 8 64 --output render.json
+    python scripts/benchmark.py suite=render
+    python scripts/benchmark.py suite=render device=cuda render.batches=[1,8,64] render.sizes=[256] output=render.json
 
-Suite `render`: pictures of bumpy spheres, forward and backward to displacements, texture and camera, with and without
-the soft mask. Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the
-CPU, what torch allocated on CUDA. Times are medians, in milliseconds per image; `cpu` is processor time of both passes,
-which (with --threads 1) means something on a busy machine too.
+Suite `render`: pictures of bumpy spheres, forward and backward to displacements, texture and camera, by our renderer
+and by two plain ones: tables of pixels times faces, and brute force (whose shapes have no gradient).
+
+Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the CPU, what
+torch allocated on CUDA. Times are medians, in milliseconds per image; `cpu` is processor time of both passes, which
+(with one thread) means something on a busy machine too.
 """
 
-import argparse
+import functools
+import importlib
 import itertools
 import json
 import math
@@ -18,32 +21,122 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 
 from invkit import rotation
 from invkit.camera import Camera
-from meshinv.mesh import TexturedMesh, UVMaps
+from invkit.files import written_aside
+from invkit.run import main
+from meshinv.mesh import UVMaps
+from meshinv.renderers.auto import AutoRenderer
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.template import Template
 
+ROOT = Path(__file__).resolve().parents[1]
 TEXTURE_SIZE = 128
+WARM_UP = 2  # repetitions that fill caches
 
 
-def bumpy_scene(batch: int, rings: int, device: str) -> tuple[TexturedMesh, Camera, list[torch.Tensor]]:
-    """Meshes, cameras and the leaves that gradients are taken to."""
+@main(config_name="benchmark")
+def benchmark(cfg: DictConfig) -> None:
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    if settings["suite"] not in SUITES:
+        raise ValueError(f"suite={settings['suite']} is not one of {', '.join(SUITES)}")
+    if settings["device"] == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda, but torch finds no CUDA device; scripts/doctor.py says more")
+    results = list(SUITES[settings["suite"]](settings))
+    if settings["output"]:
+        with written_aside(Path(settings["output"])) as aside:
+            aside.write_text(json.dumps(results, indent=2) + "\n")
+
+
+def render(settings: dict) -> Iterator[dict]:
+    """The cases of the suite with their numbers, printed line by line."""
+    suite = settings["render"]
+    shared = {key: settings[key] for key in ("device", "threads", "repeats", "seconds")}
+    print("method       size batch faces  soft   forward backward      cpu  peak MB")
+    grid = (suite["methods"], suite["rings"], suite["sizes"], suite["batches"], suite["soft_mask"])
+    for method, rings, size, batch, soft in itertools.product(*grid):
+        faces = len(Template(rings).faces)
+        if batch * size**2 * faces > float(suite["largest"].get(method, math.inf)):
+            continue
+        case = {"method": method, "size": size, "batch": batch, "rings": rings, "faces": faces, "soft_mask": soft}
+        row = in_a_process_of_its_own(measure_render, case | shared)
+        print(
+            f"{method:12} {size:4} {batch:5} {faces:5} {soft!s:>5}  "
+            f" {row['forward_ms']:7.2f}  {row['backward_ms']:7.2f}  {row['cpu_ms']:7.2f}  {row['peak_mb']:7.0f}",
+            flush=True,
+        )
+        yield row
+
+
+SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {"render": render}
+
+
+def measure_render(case: dict) -> dict:
+    """The case with its times and its peak."""
+    renderer = renderer_named(case["method"])(case["size"])
+    extras = frozenset({"soft_mask"} if case["soft_mask"] else ())
+    leaves = bumpy_scene(case["batch"], case["device"])
+    template = Template(case["rings"])
+
+    def forward() -> torch.Tensor:
+        displacement, texture, *camera = leaves
+        mesh = UVMaps(texture, displacement).mesh(template)
+        image = renderer(mesh, Camera(*camera), extras=extras)
+        return image.rgb.square().sum() + (image.soft_mask.sum() if case["soft_mask"] else 0)
+
+    return case | timed(case, forward, functools.partial(torch.autograd.grad, inputs=leaves, allow_unused=True))
+
+
+def renderer_named(method: str) -> type[MeshRenderer]:
+    """Raises: ValueError: there is no such method."""
+    if method in ("ours", "kaolin_if_there"):
+        return MeshRenderer if method == "ours" else AutoRenderer
+    if method not in ("dense", "brute_force"):
+        raise ValueError(f"render.methods: {method} is not one of ours, kaolin_if_there, dense, brute_force")
+    sys.path.insert(0, str(ROOT))  # the slow ones are the tests'
+    slow = importlib.import_module("tests.meshinv.slow_renderers")
+    return slow.DenseRenderer if method == "dense" else slow.BruteForceRenderer
+
+
+def bumpy_scene(batch: int, device: str) -> list[torch.Tensor]:
+    """Displacements, textures, and quaternions, scales, shifts and inverse focal lengths of cameras."""
     rng = torch.Generator().manual_seed(0)
     c, y, x = (torch.arange(float(n)) for n in (3, 32, 32))
     waves = 0.1 * torch.cos(0.5 * c[:, None, None] + 0.2 * y[:, None] + 0.3 * x)
     displacement = waves + 0.02 * torch.randn(batch, 3, 32, 32, generator=rng)
     texture = torch.rand(batch, 3, TEXTURE_SIZE, TEXTURE_SIZE, generator=rng) * 2 - 1
     quat = rotation.random(batch, rng)
-    scale, shift = torch.full((batch,), 0.6), torch.zeros(batch, 2)
-    leaves = [t.to(device).requires_grad_() for t in (displacement, texture, quat, scale, shift)]
-    displacement, texture, quat, scale, shift = leaves
-    camera = Camera(quat, scale, shift, torch.zeros(batch, device=device))
-    return UVMaps(texture, displacement).mesh(Template(rings)), camera, leaves
+    scale, shift, inv_focal = torch.full((batch,), 0.6), torch.zeros(batch, 2), torch.zeros(batch)
+    return [t.to(device).requires_grad_() for t in (displacement, texture, quat, scale, shift, inv_focal)]
+
+
+def timed(case: dict, forward: Callable[[], torch.Tensor], backward: Callable[[torch.Tensor], object]) -> dict:
+    """Medians of the times of both passes, and the peak of the memory."""
+    wait = torch.cuda.synchronize if case["device"] == "cuda" else (lambda: None)
+    idle, began_all = peak_bytes(case["device"]), time.perf_counter()
+    passes: list[tuple[float, float, float]] = []
+    for _ in range(case["repeats"] + WARM_UP):
+        wait()
+        began, began_working = time.perf_counter(), time.process_time()
+        result = forward()
+        wait()
+        between = time.perf_counter()
+        backward(result)
+        wait()
+        ended, ended_working = time.perf_counter(), time.process_time()
+        passes.append((between - began, ended - between, ended_working - began_working))
+        if ended - began_all > case["seconds"]:
+            break
+    counted = passes[WARM_UP:] or passes[-1:]
+    numbers = zip(("forward_ms", "backward_ms", "cpu_ms"), zip(*counted, strict=True), strict=True)
+    medians = {name: statistics.median(values) * 1e3 / case["batch"] for name, values in numbers}
+    return {**medians, "repeats": len(counted), "peak_mb": (peak_bytes(case["device"]) - idle) / 2**20}
 
 
 def peak_bytes(device: str) -> int:
@@ -53,69 +146,10 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measure_render(case: dict) -> dict:
-    """The case with its times and its peak."""
-    torch.set_num_threads(case["threads"])
-    device = case["device"]
-    renderer = MeshRenderer(case["size"])
-    extras = frozenset({"soft_mask"} if case["soft"] else ())
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    idle = peak_bytes(device)
-    forward, backward, processor, cover = [], [], [], math.nan
-    for repeat in range(case["repeats"] + 2):
-        mesh, camera, leaves = bumpy_scene(case["batch"], case["rings"], device)
-        wait()
-        began, began_working = time.perf_counter(), time.process_time()
-        image = renderer(mesh, camera, extras=extras)
-        loss = image.rgb.square().sum() + (image.soft_mask.sum() if case["soft"] else 0)
-        wait()
-        between = time.perf_counter()
-        torch.autograd.grad(loss, leaves)
-        wait()
-        ended, ended_working = time.perf_counter(), time.process_time()
-        if repeat >= 2:  # the first two fill caches
-            forward.append(between - began)
-            backward.append(ended - between)
-            processor.append(ended_working - began_working)
-            cover = image.mask.mean().item()
-    per_image = 1e3 / case["batch"]
-    return case | {
-        "faces": len(Template(case["rings"]).faces),
-        "covered": cover,
-        "forward_ms": statistics.median(forward) * per_image,
-        "backward_ms": statistics.median(backward) * per_image,
-        "cpu_ms": statistics.median(processor) * per_image,
-        "peak_mb": (peak_bytes(device) - idle) / 2**20,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", choices=["render"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])
-    parser.add_argument("--batch", type=int, nargs="+", default=[8])
-    parser.add_argument("--rings", type=int, nargs="+", default=[16], help="16: 960 faces, 31: 1920 faces")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--output", type=Path, help="write the numbers here, as JSON")
-    args = parser.parse_args()
-    results = []
-    print(f"{'size':>5} {'batch':>5} {'faces':>5} {'soft':>5} {'forward':>8} {'backward':>8} {'cpu':>6} {'peak MB':>8}")
-    context = multiprocessing.get_context("spawn")
-    for rings, size, batch, soft in itertools.product(args.rings, args.sizes, args.batch, (False, True)):
-        case = {"size": size, "batch": batch, "rings": rings, "soft": soft}
-        case |= {"device": args.device, "threads": args.threads, "repeats": args.repeats}
-        with context.Pool(1) as pool:
-            row = pool.apply(measure_render, (case,))
-        results.append(row)
-        print(
-            f"{size:5} {batch:5} {row['faces']:5} {soft!s:>5}"
-            f" {row['forward_ms']:8.2f} {row['backward_ms']:8.2f} {row['cpu_ms']:6.2f} {row['peak_mb']:8.0f}"
-        )
-    if args.output:
-        args.output.write_text(json.dumps(results, indent=2) + "\n")
+def in_a_process_of_its_own(measure: Callable[[dict], dict], case: dict) -> dict:
+    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (case["threads"],)) as pool:
+        return pool.apply(measure, (case,))
 
 
 if __name__ == "__main__":
-    main()
+    benchmark()
