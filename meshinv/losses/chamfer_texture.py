@@ -43,14 +43,28 @@ class Locality:
         if self.gain < 0 or not 0 <= 2 * self.gain * self.slack <= 1:
             raise ValueError(f"gain must be >= 0 and 2 gain slack within [0, 1]; got {self.gain} and {self.slack}")
 
-    def weight(self, distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
-        """S of squared image distances."""
-        base = (self.gain * distance).add_(1 - (2 * self.gain * self.slack) ** 2)
+    @property
+    def offset(self) -> float:
+        """The base of the power where two points coincide: the paper's eps_s."""
+        return 1 - (2 * self.gain * self.slack) ** 2
+
+    def weight(self, base: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """S of the base of its power, `offset` + k D^s, which is overwritten."""
         return (base if self.exponent == 1 else base.pow_(self.exponent)).clamp_(min=1)
 
     def cost(self, appearance: Float[Tensor, "*N"], distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """D of squared differences of appearance and squared image distances."""
-        return (appearance + self.floor).mul_(self.weight(distance))
+        return self.weight(self.offset + self.gain * distance) * (appearance + self.floor)
+
+    def costs(
+        self,
+        appearance: tuple[Float[Tensor, "N C"], Float[Tensor, "M C"]],
+        position: tuple[Float[Tensor, "N 2"], Float[Tensor, "M 2"]],
+    ) -> Callable[[slice], Float[Tensor, "n M"]]:
+        """D of chosen sources to all targets, without gradient; the constants ride along in the matrix products."""
+        shifted = points.Distances(*appearance, offset=self.floor)
+        base = points.Distances(*position, gain=self.gain, offset=self.offset)
+        return lambda chunk: shifted(chunk).mul_(self.weight(base(chunk)))
 
 
 @dataclass(frozen=True)
@@ -77,9 +91,10 @@ def match(source: ColoredPoints, target: ColoredPoints, locality: Locality) -> F
 
     def costs(image: int) -> Callable[[slice], Tensor]:
         mine, yours = slice(source_counts[image]), slice(target_counts[image])
-        appearance = points.Distances(source.appearance[image, mine], target.appearance[image, yours])
-        distance = points.Distances(source.position[image, mine], target.position[image, yours])
-        return lambda chunk: locality.cost(appearance(chunk), distance(chunk))
+        return locality.costs(
+            (source.appearance[image, mine], target.appearance[image, yours]),
+            (source.position[image, mine], target.position[image, yours]),
+        )
 
     partner = points.nearest(source_counts, target_counts, costs, like=source.appearance)
     appearance = (source.appearance - points.pick(target.appearance, partner)).square().sum(dim=-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from invkit.batch import Batch
 
 FOREGROUND = 0.9  # a pixel belongs to the object where its mask is above this, as in the released code
-PAIRS_IN_CACHE, PAIRS_IN_A_LAUNCH = 2**16, 2**22  # tile sizes: what stays in a core's cache; what keeps a GPU busy
+PAIRS_IN_CACHE, PAIRS_IN_A_LAUNCH = 2**18, 2**22  # tile sizes: what stays in a core's cache; what keeps a GPU busy
 BLOCK = 64  # columns of which the least is found in one go
 
 
@@ -120,22 +120,32 @@ def squared_distances(first: Float[Tensor, "N C"], second: Float[Tensor, "M C"])
 
 
 class Distances:
-    """|a - b|^2 of every pair of two sets as a matrix product: [a, |a|^2, 1] [-2 b, 1, |b|^2].
+    """gain |a - b|^2 + offset of every pair of two sets as one matrix product: [a, |a|^2, 1] [-2 b, 1, |b|^2].
 
     Several times faster than the differences. It rounds at the size of |a|^2, so that of partners equally near but for
     that the first may be missed.
     """
 
-    def __init__(self, first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> None:
+    def __init__(
+        self, first: Float[Tensor, "N C"], second: Float[Tensor, "M C"], *, gain: float = 1.0, offset: float = 0.0
+    ) -> None:
         def length(points: Tensor) -> Tensor:
             return points.square().sum(dim=1, keepdim=True)
 
+        one = torch.ones_like(second[:, :1])
         self.first = torch.cat([first, length(first), torch.ones_like(first[:, :1])], dim=1)
-        self.second = torch.cat([-2 * second, torch.ones_like(second[:, :1]), length(second)], dim=1).T.contiguous()
+        self.second = torch.cat([-2 * gain * second, gain * one, gain * length(second) + offset], dim=1).T.contiguous()
+        self.tile = self.second.new_empty(0, self.second.shape[1])
 
     def __call__(self, rows: slice) -> Float[Tensor, "N M"]:
-        """Those of these rows of the first set to all of the second."""
-        return self.first[rows] @ self.second
+        """Those of these rows of the first set to all of the second; the next call writes over them.
+
+        Memory is taken once: fresh pages for every tile would cost more than the arithmetic.
+        """
+        first = self.first[rows]
+        if len(self.tile) < len(first):
+            self.tile = self.tile.new_empty(len(first), self.tile.shape[1])
+        return torch.mm(first, self.second, out=self.tile[: len(first)])
 
 
 @torch.no_grad()

@@ -302,5 +302,6 @@ def test_a_batch_gives_what_each_image_gives_alone(rng):
 def test_a_slack_that_makes_the_weight_negative_is_refused():
     with pytest.raises(ValueError, match="slack"):
         Locality(slack=0.7)
-    assert math.isclose(float(Locality().weight(torch.tensor(0.32**2))), 1.0, rel_tol=1e-6)
-    assert Locality().weight(torch.tensor(0.33**2)) > 1
+    same = torch.zeros(())
+    assert math.isclose(float(Locality().cost(same, torch.tensor(0.32**2))), 1.0, rel_tol=1e-6)
+    assert Locality().cost(same, torch.tensor(0.33**2)) > 1
