@@ -68,7 +68,9 @@ def describe(run: Path, state: str, target: Path, step: int, config: dict) -> st
         "time": f"{minutes:.0f} minutes",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),
-        "versions": f"package {version['package']} (commit {version['commit']}), torch {version['torch']}, "
+        "versions": f"package {version['package']} (commit {version['commit']}"
+        + (" with local changes" if version["dirty"] else "")
+        + f"), torch {version['torch']}, "
         f"Python {version['python']}",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
