@@ -1,6 +1,7 @@
 """Measuring records: decode, render again, compare. Nothing that is measured was stored as a picture."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,10 @@ def evaluate(
 
 
 @torch.no_grad()
+TURNED_SCALE = 0.7
+"""Turned objects are drawn smaller, so that one photographed from its short side stays in the picture."""
+
+
 def contact_sheet(
     views: Views, estimate: Estimate, renderer: Renderer, turns: Sequence[float] = (45.0, 90.0, 180.0, 270.0)
 ) -> Float[Tensor, "3 h w"]:
@@ -79,6 +84,7 @@ def contact_sheet(
         turns: degrees about the object's own up axis (+z); 180 shows what the photograph does not.
     """
     turned = viewpoints.orbit(estimate.camera, torch.tensor(turns))
+    turned = replace(turned, scale=TURNED_SCALE * turned.scale)
     novel = renderer(estimate.scene.centered().repeat(len(turns)), turned)
     shown = composite(novel.rgb, novel.mask).unflatten(0, (len(views), len(turns)))
     seen = [views.rgb, composite(views.rgb, views.mask), composite(estimate.image.rgb, estimate.image.mask)]
