@@ -16,6 +16,9 @@ from invkit.protocols import Metric, Prior, Renderer
 from invkit.records import Record, RecordStore
 from invkit.types import Estimate, Guess, Views
 
+TURNED_SCALE = 0.7
+"""Turned objects are drawn smaller, so that one photographed from its short side stays in the picture."""
+
 
 def render(guess: Guess, prior: Prior, renderer: Renderer) -> Estimate:
     """What a guess looks like from its own camera."""
@@ -71,10 +74,6 @@ def evaluate(
 
 
 @torch.no_grad()
-TURNED_SCALE = 0.7
-"""Turned objects are drawn smaller, so that one photographed from its short side stays in the picture."""
-
-
 def contact_sheet(
     views: Views, estimate: Estimate, renderer: Renderer, turns: Sequence[float] = (45.0, 90.0, 180.0, 270.0)
 ) -> Float[Tensor, "3 h w"]:
