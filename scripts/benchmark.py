@@ -94,14 +94,19 @@ def measure_render(case: dict) -> dict:
 
 
 def renderer_named(method: str) -> type[MeshRenderer]:
-    """Raises: ValueError: there is no such method."""
-    if method in ("ours", "kaolin_if_there"):
-        return MeshRenderer if method == "ours" else AutoRenderer
-    if method not in ("dense", "brute_force"):
-        raise ValueError(f"render.methods: {method} is not one of ours, kaolin_if_there, dense, brute_force")
-    sys.path.insert(0, str(ROOT))  # the slow ones are the tests'
-    slow = importlib.import_module("tests.meshinv.slow_renderers")
-    return slow.DenseRenderer if method == "dense" else slow.BruteForceRenderer
+    """The renderer's class.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    ours = {"reference": MeshRenderer, "auto": AutoRenderer}
+    slow = {"dense": "DenseRenderer", "brute_force": "BruteForceRenderer"}
+    if method in ours:
+        return ours[method]
+    if method not in slow:
+        raise ValueError(f"render.methods: {method} is not one of {', '.join([*ours, *slow])}")
+    sys.path.insert(0, str(ROOT))  # these are the tests'
+    return getattr(importlib.import_module("tests.meshinv.slow_renderers"), slow[method])
 
 
 def bumpy_scene(batch: int, device: str) -> list[torch.Tensor]:

@@ -252,7 +252,8 @@ def with_gradients(renderer: MeshRenderer, mesh: TexturedMesh, camera: Camera) -
     return image, torch.autograd.grad(loss, leaves)
 
 
-def assert_alike(first: tuple, second: tuple, tolerance: float) -> None:
+def assert_alike(first: tuple, second: tuple, tolerance: float, of_gradients: float) -> None:
+    """Pictures within `tolerance`, but for a pixel in a thousand on edges; gradients within a share of their norm."""
     (one, its_gradients), (other, other_gradients) = first, second
     same = (one.face.cpu() == other.face.cpu()).double()
     assert same.mean() > 1 - 1e-3
@@ -260,27 +261,26 @@ def assert_alike(first: tuple, second: tuple, tolerance: float) -> None:
         gap = (getattr(one, name).cpu() - getattr(other, name).cpu()).abs() * same
         assert gap.max() < tolerance, name
     for ours, theirs in zip(its_gradients, other_gradients, strict=True):
-        assert (ours.cpu() - theirs.cpu()).norm() < 20 * tolerance * ours.cpu().norm()
+        assert (ours.cpu() - theirs.cpu()).norm() < of_gradients * ours.cpu().norm()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-8), (torch.float32, 2e-4)])
-def test_the_reference_draws_the_same_on_cuda(dtype, tolerance, rng):
+@pytest.mark.parametrize("dtype, tolerance, of_gradients", [(torch.float64, 1e-8, 1e-8), (torch.float32, 2e-4, 2e-2)])
+def test_the_reference_draws_the_same_on_cuda(dtype, tolerance, of_gradients, rng):
     mesh, camera = (part.to("cpu", dtype=dtype) for part in random_scene(4, rng))
     on_cpu = with_gradients(MeshRenderer(96), mesh, camera)
     on_cuda = with_gradients(MeshRenderer(96), mesh.to("cuda"), camera.to("cuda"))
-    assert_alike(on_cpu, on_cuda, tolerance)
+    assert_alike(on_cpu, on_cuda, tolerance, of_gradients)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-5), (torch.float32, 2e-4)])
-def test_kaolin_draws_what_the_reference_draws(dtype, tolerance, rng):
+@pytest.mark.parametrize("dtype, tolerance, of_gradients", [(torch.float64, 1e-5, 1e-3), (torch.float32, 2e-4, 2e-2)])
+def test_kaolin_draws_what_the_reference_draws(dtype, tolerance, of_gradients, rng):
     pytest.importorskip("kaolin")
     mesh, camera = (part.to("cuda", dtype=dtype) for part in random_scene(4, rng))
     assert backend(mesh.vertices.device) == "Kaolin"
-    assert_alike(
-        with_gradients(MeshRenderer(96), mesh, camera), with_gradients(AutoRenderer(96), mesh, camera), tolerance
-    )
+    ours, theirs = (with_gradients(renderer(96), mesh, camera) for renderer in (MeshRenderer, AutoRenderer))
+    assert_alike(ours, theirs, tolerance, of_gradients)
 
 
 @pytest.mark.gpu
