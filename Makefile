@@ -10,6 +10,10 @@ VENV   ?= $(or $(VIRTUAL_ENV),.venv)
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.gan-inversion-3d
 
+# Threads of torch that wait for each other sleep instead of spinning: where the cores are shared with other jobs, spinning
+# makes the small operations of the renderer ten times slower.
+export OMP_WAIT_POLICY ?= passive
+
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 TOO_OLD = { echo "Python 3.11 or newer is needed, and $(1) is not; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 
