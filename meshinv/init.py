@@ -1,5 +1,7 @@
 """First guesses for the search (MeshInversion, section 3.1)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,28 +22,43 @@ class BestOfN:
         batch_size: guesses decoded and rendered at once, all images together.
         turns: for photographs whose camera is unknown: the latents take turns in this many evenly spaced azimuths,
             from the given camera on.
+        classes: those tried where an image's is unknown, such as those the prior was trained on; None is all it has.
     """
 
-    def __init__(self, count: int = 500, *, batch_size: int = 50, seed: int = 1234, turns: int = 1) -> None:
+    def __init__(
+        self,
+        count: int = 500,
+        *,
+        batch_size: int = 50,
+        seed: int = 1234,
+        turns: int = 1,
+        classes: Sequence[int] | None = None,
+    ) -> None:
         if min(count, batch_size, turns) < 1:
             raise ValueError(f"count, batch_size and turns must be at least 1; got {count}, {batch_size}, {turns}")
+        if classes is not None and not len(classes):
+            raise ValueError("classes must name at least one class, or be left out")
         self.count, self.batch_size, self.seed, self.turns = count, batch_size, seed, turns
+        self.classes = classes
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
         """The best guesses.
 
         Raises:
-            ValueError: an image's class is none of the prior's.
+            ValueError: an image's class, or one to be tried, is none of the prior's.
         """
         if prior.num_classes and views.label is not None and int(views.label.max()) >= prior.num_classes:
             raise ValueError(
                 f"class {int(views.label.max())} of the data: the prior has classes 0 to {prior.num_classes - 1}"
             )
+        offered = torch.arange(max(prior.num_classes, 1)) if self.classes is None else torch.tensor(list(self.classes))
+        if prior.num_classes and not 0 <= int(offered.min()) <= int(offered.max()) < prior.num_classes:
+            raise ValueError(f"classes {self.classes}: the prior has classes 0 to {prior.num_classes - 1}")
         rng = torch.Generator().manual_seed(self.seed)
         images, device = len(views), views.rgb.device
         latents = prior.sample(self.count, rng).to(device)
-        classes = torch.randint(max(prior.num_classes, 1), (self.count,), generator=rng).to(device)
+        classes = offered[torch.randint(len(offered), (self.count,), generator=rng)].to(device)
         best = views.rgb.new_full((images,), torch.inf)
         winner = torch.zeros(images, dtype=torch.long, device=device)
         at_once = max(1, self.batch_size // images)

@@ -206,6 +206,17 @@ def test_known_classes_are_kept_and_unknown_ones_are_searched():
     assert bool((value < with_truth + 0.05).all())
 
 
+def test_only_the_classes_named_are_tried():
+    prior, views, _ = scene(6, num_classes=3)
+    blind = replace(views, label=None)
+    guess = BestOfN(60, classes=[0, 2])(prior, blind, inverter(prior).score(blind))
+    assert set(guess.label.tolist()) <= {0, 2}
+    known = BestOfN(4, classes=[0])(prior, views, inverter(prior).score(views))
+    assert torch.equal(known.label, views.label)  # a known class is not up for choice
+    with pytest.raises(ValueError, match=r"classes \[0, 3\]: the prior has classes 0 to 2"):
+        BestOfN(4, classes=[0, 3])(prior, blind, inverter(prior).score(blind))
+
+
 def test_an_unknown_azimuth_is_searched():
     prior, views, _ = scene(3)
     start = views.camera
