@@ -17,7 +17,7 @@ import scipy.io
 from jaxtyping import Bool, Float
 
 from invkit.data.cub import annotation_files, read_table
-from invkit.data.synthetic.staging import write_once
+from invkit.data.staging import write_once
 from invkit.images import read_image
 
 SPLITS = {"1": "train", "0": "test"}

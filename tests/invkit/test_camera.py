@@ -1,4 +1,4 @@
-"""One camera formula against the specification's numbers, explicit pinholes and finite differences."""
+"""One camera formula against published numbers, explicit pinholes and finite differences."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_matrix_form_has_the_published_numbers(perspective, rows):
         torch.testing.assert_close(getattr(back, name), getattr(camera, name), atol=1e-9, rtol=0)
 
 
-def test_a_point_lands_where_the_specification_says():
+def test_a_point_lands_where_it_is_published_to():
     x, y, _ = spec_camera(perspective=True).project(torch.tensor([[[0.2, 0.1, -0.3]]], **DOUBLE))[0, 0]
     assert x.item() / 2 == pytest.approx(0.09818496, abs=1e-7)  # in image widths, as it is published
     assert -y.item() / 2 == pytest.approx(-0.02193072, abs=1e-7)

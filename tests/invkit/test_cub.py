@@ -1,4 +1,4 @@
-"""The CUB loader against a second implementation of the specification, with OpenCV and NumPy, on fabricated trees."""
+"""The CUB loader against a second implementation with OpenCV and NumPy, on fabricated trees."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -107,7 +107,7 @@ def write(root: Path, entries: list[Entry], split: str = "test") -> Path:
 
 
 def expected_square(entry: Entry, whole: bool, jitter: float, u: np.ndarray) -> tuple[int, int, int]:
-    """Left, top, side, after section 0.2 of the specification."""
+    """Left, top, side, by the crop rule of CMR."""
     height, width = entry.mask.shape
     box = np.array([0, 0, width - 1, height - 1] if whole else entry.box, dtype=np.float64) - (0 if whole else 1)
     if not whole:

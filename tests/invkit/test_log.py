@@ -129,7 +129,8 @@ def test_wandb_offline_goes_on_under_the_same_id(tmp_path):
         log.image(step, "sample", torch.zeros(3, 4, 4))
         log.close()
     name = (tmp_path / "wandb_id.txt").read_text()
-    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    assert [folder.name.rsplit("-", 1)[1] for folder in folders] == [name] * len(folders)
+    folders = [folder.name for folder in (tmp_path / "wandb").glob("offline-run-*")]
+    # offline-run-<time>-<id>, and a number behind it for a second run within the same second.
+    assert [folder.split("-")[3] for folder in folders] == [name] * len(folders)
     assert folders
     assert [entry["step"] for entry in entries(tmp_path)] == [1, 2]

@@ -123,7 +123,7 @@ def test_projected_points_keep_their_place_in_the_photograph(source, tmp_path):
 
 
 def self_made_square(box: tuple[int, int, int, int]) -> tuple[int, int, int]:
-    """Left, top and side of the padded square, by section 0.2 of the specification."""
+    """Left, top and side of the padded square, by the crop rule of CMR."""
     x0, y0, x1, y1 = box
     w, h = x1 - x0 + 1, y1 - y0 + 1
     x0, x1, y0, y1 = round(x0 - 0.05 * w), round(x1 + 0.05 * w), round(y0 - 0.05 * h), round(y1 + 0.05 * h)

@@ -14,6 +14,7 @@ from invkit.checkpoint import Checkpoints, load
 from tests.invkit.toy_task import start, train, wait
 
 STEPS, SAVE_EVERY, LOG_EVERY = 60, 7, 2
+PAUSE = 0.02  # seconds a step takes at least: a fast machine must not be done before it is killed
 
 
 def die_while_writing(dir: Path, steps: int) -> None:
@@ -49,10 +50,10 @@ def last_step(dir: Path) -> int:
 
 
 def kill_at_a_random_moment(dir: Path, world_size: int, chance: random.Random) -> None:
-    """Kill one rank at some moment of the next quarter of the training, and what is left of the others soon after."""
-    processes = start(world_size, train, dir, STEPS, LOG_EVERY)
+    """Kill one rank within the next quarter of the steps that are left, and what remains of the others soon after."""
+    processes = start(world_size, train, dir, STEPS, LOG_EVERY, PAUSE)
     begin = last_step(dir)
-    until = begin + chance.randrange(STEPS // 4)
+    until = begin + chance.randrange(max((STEPS - begin) // 4, 1))
     while all(process.is_alive() for process in processes) and last_step(dir) < until:
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 0.02))

@@ -1,4 +1,4 @@
-"""Quaternion algebra against SciPy, matrices and the numbers of the specification."""
+"""Quaternion algebra against SciPy, matrices and published numbers."""
 
 import math
 

@@ -2,7 +2,6 @@ import json
 import os
 import random
 import runpy
-import socket
 import subprocess
 import sys
 import textwrap
@@ -19,6 +18,7 @@ from torch import nn
 from invkit import checkpoint, run
 from invkit.run import Run, code_version, differences, instantiate_trusted, load_module, locate_trusted
 from invkit.train.ema import Ema
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -354,9 +354,7 @@ def test_every_rank_is_told_when_the_folder_is_refused(script, tmp_path):
     environment.pop("HYDRA_FULL_ERROR", None)
 
     def both(*arguments: str) -> subprocess.CompletedProcess:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            environment["MASTER_PORT"] = str(free.getsockname()[1])
+        environment["MASTER_PORT"] = str(free_port())
         command = ["bash", "-c", start, "bash", *arguments]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 

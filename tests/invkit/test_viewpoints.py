@@ -1,4 +1,4 @@
-"""Viewpoints against the specification's quaternions and projected points, and against plain matrices."""
+"""Viewpoints against published quaternions and projected points, and against plain matrices."""
 
 import math
 
@@ -22,7 +22,7 @@ def test_the_ring_is_that_of_the_specification(azimuth, expected):
     ring = viewpoints.azimuth_ring()
     assert len(ring) == 12
     quat = ring.quat[azimuth // 30]
-    # A quaternion and its negative are the same rotation; the specification's zero w leaves the sign open.
+    # A quaternion and its negative are the same rotation; the published zero w leaves the sign open.
     sign = torch.sign((quat * torch.tensor(expected)).sum())
     torch.testing.assert_close(sign * quat, torch.tensor(expected), rtol=0, atol=1e-6)
     assert ring.scale[0] == pytest.approx(0.7)

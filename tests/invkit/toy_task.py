@@ -3,8 +3,8 @@
 import multiprocessing
 import os
 import random
-import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -23,6 +23,7 @@ from invkit.log import Log
 from invkit.train.ema import Ema
 from invkit.train.loop import Phase, fit
 from invkit.train.schedule import every, except_every, linear_decay, ramp
+from tests.ports import free_port
 
 
 @dataclass
@@ -41,9 +42,14 @@ class ToyRun:
 
 
 class ToyGan:
-    """Two players on 2-D points: batch normalization, dropout, Adam, a running average, all three random generators."""
+    """Two players on 2-D points: batch normalization, dropout, Adam, a running average, all three random generators.
 
-    def __init__(self) -> None:
+    Args:
+        pause: seconds that reading a batch takes, so that there is time to be killed in.
+    """
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
         torch.manual_seed(7)
         self.generator = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
         self.discriminator = nn.Sequential(nn.Linear(2, 16), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(16, 1))
@@ -82,6 +88,7 @@ class ToyGan:
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[Tensor]:
         step = start
         while True:
+            time.sleep(self.pause)
             rng = torch.Generator().manual_seed(step)
             yield torch.randn(8, 2, generator=rng)[rank::world_size] + 2
             step += 1
@@ -100,11 +107,11 @@ class ToyGan:
                 file.write("called\n")
 
 
-def train(dir: Path, steps: int, log_every: int = 1) -> None:
+def train(dir: Path, steps: int, log_every: int = 1, pause: float = 0.0) -> None:
     """The toy job from its beginning or from where it was left."""
     torch.set_num_threads(1)
     run = ToyRun(dir)
-    fit(ToyGan(), run, steps, save_every=7, report_every=10, log_every=log_every)
+    fit(ToyGan(pause), run, steps, save_every=7, report_every=10, log_every=log_every)
     dist.finish()
 
 
@@ -114,9 +121,7 @@ _processes.set_forkserver_preload([__name__])  # torch is imported once for all 
 
 def start(world_size: int, function: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
     """The started processes of a job, one per rank, each calling `function(*arguments)`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = [
         _processes.Process(target=_call, args=(rank, world_size, port, function, arguments), daemon=True)
         for rank in range(world_size)

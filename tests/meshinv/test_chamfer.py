@@ -1,4 +1,4 @@
-"""The Chamfer losses against the specification's numbers and against dense float64 forms written here."""
+"""The Chamfer losses against published numbers and against dense float64 forms written here."""
 
 import math
 from types import SimpleNamespace
@@ -74,7 +74,7 @@ def test_points_are_those_of_the_specification():
         mask[0, 0, row, column] = value
     chosen = points.foreground(mask)
     position = chosen.positions(8, 8, dtype=torch.float32)[0]
-    # The specification's y points up, ours down.
+    # The published y points up, ours down.
     torch.testing.assert_close(
         position * torch.tensor([1.0, -1.0]), torch.tensor([[0.25, 0.5], [-0.75, 0.25], [0.75, -0.75]])
     )
@@ -160,7 +160,7 @@ def test_an_empty_mask_is_refused_by_name():
 # ---- Chamfer texture -------------------------------------------------------------------------------------------------
 
 
-def specification_points(dtype: torch.dtype) -> tuple[ColoredPoints, ColoredPoints]:
+def published_points(dtype: torch.dtype) -> tuple[ColoredPoints, ColoredPoints]:
     i, j = torch.arange(6, dtype=dtype)[:, None], torch.arange(5, dtype=dtype)[:, None]
     c = torch.arange(3, dtype=dtype)
     source = torch.stack([torch.linspace(-0.5, 0.5, 6), torch.linspace(0.3, -0.4, 6)], dim=1).to(dtype)
@@ -172,7 +172,7 @@ def specification_points(dtype: torch.dtype) -> tuple[ColoredPoints, ColoredPoin
 
 
 def test_pairwise_distances_are_those_of_the_specification():
-    source, target = specification_points(torch.float32)
+    source, target = published_points(torch.float32)
     appearance = points.squared_distances(source.appearance[0], target.appearance[0])[0]
     distance = points.squared_distances(source.position[0], target.position[0])[0]
     torch.testing.assert_close(
@@ -192,7 +192,7 @@ def test_pairwise_distances_are_those_of_the_specification():
     ],
 )
 def test_matches_are_those_of_the_specification(exponent, gain, slack, floor, forth, back):
-    source, target = specification_points(torch.float32)
+    source, target = published_points(torch.float32)
     locality = Locality(slack, float(gain), float(exponent), float(floor))
     torch.testing.assert_close(match(source, target, locality), torch.tensor([forth]), rtol=0, atol=1e-6)
     torch.testing.assert_close(match(target, source, locality), torch.tensor([back]), rtol=0, atol=1e-6)

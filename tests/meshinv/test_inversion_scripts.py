@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from invkit import checkpoint
 from invkit.data.synthetic import write_birds
 from invkit.records import OK, RecordStore
 from meshinv.generator import Generator
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = "{_target_: invkit.invert.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
@@ -126,10 +126,7 @@ def test_records_become_files(run, inverted):
 
 def test_two_processes_share_the_work(world, inverted, tmp_path):
     """Each inverts its part, and rank 0 tells of all."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    meeting = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     command = [sys.executable, str(ROOT / "scripts" / "invert.py"), *small(world)]
     ranks = [
         subprocess.Popen(
