@@ -109,6 +109,8 @@ class Run:
         self.log.close()
         if error is not None and self._is_new:
             self._withdraw()
+        if self.world_size > 1 and (error is None or isinstance(error, SystemExit)):
+            dist.end_with(0 if error is None else error.code)
         self._leave()
 
     def share(self, indices: Sequence[int]) -> Sequence[int]:
