@@ -19,7 +19,7 @@ from invkit.run import main
 @main(config_name="demo")
 def demo(cfg: DictConfig) -> None:
     # The seed differs from that of the training birds, so these are birds the prior has never seen.
-    write_birds(cfg.data.root, train=2, val=2, test=cfg.count, seed=cfg.birds_seed)
+    write_birds(cfg.data.root, train=2, val=2, test=cfg.count, seed=cfg.birds_seed, novel_views=0)
     invert(cfg)
     folder = cfg.run.dir
     export(OmegaConf.merge(cfg, {"inversion": folder, "run": {"dir": f"{folder}/meshes"}}))

@@ -7,25 +7,25 @@ does not show; what it paints there is what other photographs show there (ConvMe
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from invkit.data.sampler import StepSampler, batches
-from invkit.images import composite, grid
+from invkit.images import grid
 from invkit.losses.adversarial import Adversarial
 from invkit.run import Run
 from invkit.train.ema import Ema
 from invkit.train.loop import Phase
 from invkit.train.schedule import constant, every, except_every, ramp
-from invkit.viewpoints import azimuth_ring
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator
-from meshinv.mesh import TexturedMesh, UVMaps, flatness
+from meshinv.mesh import UVMaps, flatness
 from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet
 from meshinv.renderers.reference import MeshRenderer
+from meshinv.tasks.pictures import from_all_sides
 from meshinv.template import Template
 
-SAMPLES = 8
+SAMPLES = AZIMUTHS = 8
 
 
 def truncated_normal(shape: tuple[int, ...], sigma: float, rng: torch.Generator) -> Tensor:
@@ -159,12 +159,8 @@ class GanTask:
         if self.data.num_classes:
             present = torch.tensor(sorted(set(self.data.labels.tolist())))
             label = present[torch.linspace(0, len(present) - 1, SAMPLES).long()].to(run.device)
-        run.log.image(step, "samples", self.picture(self.ema.module(latent, label).mesh(self.template)))
-
-    def picture(self, mesh: TexturedMesh, azimuths: int = 8) -> Float[Tensor, "3 H W"]:
-        ring = azimuth_ring(azimuths).to(mesh.vertices.device)
-        image = self.renderer(mesh.centered().repeat(azimuths), type(ring).cat([ring] * len(mesh)))
-        return grid(composite(image.rgb, image.mask), columns=azimuths)
+        sides = from_all_sides(self.ema.module(latent, label).mesh(self.template), self.renderer, AZIMUTHS)
+        run.log.image(step, "samples", grid(sides.flatten(0, 1), columns=AZIMUTHS))
 
     def finish(self, run: Run) -> None:
         """The weights are all that is left behind."""

@@ -19,7 +19,6 @@ from invkit.run import Run
 from invkit.train.loop import Phase
 from invkit.train.schedule import constant
 from invkit.types import Rendering, Views
-from invkit.viewpoints import azimuth_ring
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.pseudo_truth import (
     CameraCorrections,
@@ -30,6 +29,7 @@ from meshinv.pseudo_truth import (
 )
 from meshinv.reconstruction import ReconstructionNet
 from meshinv.renderers.reference import MeshRenderer
+from meshinv.tasks.pictures import from_all_sides
 from meshinv.template import Template
 
 SHEET_IMAGES = 8
@@ -182,8 +182,6 @@ class PseudoTruthTask:
 @torch.no_grad()
 def sheet(views: Views, image: Rendering, mesh: TexturedMesh, renderer: MeshRenderer) -> Float[Tensor, "3 H W"]:
     """A row for each image: photograph, masked photograph, rendering, and four azimuths."""
-    ring = azimuth_ring(4).to(mesh.vertices.device)
-    novel = renderer(mesh.centered().repeat(4), type(ring).cat([ring] * len(mesh)))
-    novel_rgb = composite(novel.rgb, novel.mask).unflatten(0, (-1, 4))
-    columns = [views.rgb, composite(views.rgb, views.mask), composite(image.rgb, image.mask), *novel_rgb.unbind(1)]
+    columns = [views.rgb, composite(views.rgb, views.mask), composite(image.rgb, image.mask)]
+    columns += from_all_sides(mesh, renderer, 4).unbind(1)
     return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
