@@ -3,6 +3,7 @@
 A file of ours loads with `weights_only=True`: nothing in it can run code, and it can be read without this project.
 """
 
+import math
 import re
 import warnings
 import zipfile
@@ -56,7 +57,7 @@ def load(path: Path | str) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `checkpoint-<step>.pt` in one folder.
+    """The checkpoints of one run: `checkpoint-<step>.pt` in one folder, and `best.pt` where the run measures itself.
 
     Args:
         keep: how many of the newest stay. With two or more, a damaged newest file costs one interval and not the run.
@@ -71,8 +72,13 @@ class Checkpoints:
     def path(self, step: int) -> Path:
         return self.dir / f"checkpoint-{step:08d}.pt"
 
+    @property
+    def best(self) -> Path:
+        """Where `save_best` writes; the file need not be there."""
+        return self.dir / "best.pt"
+
     def paths(self) -> list[Path]:
-        """The files there are, oldest step first."""
+        """The files to resume from, oldest step first; the best is not among them."""
         return [path for _, path in self._files()]
 
     def save(self, step: int, payload: Mapping[str, Any]) -> None:
@@ -86,6 +92,20 @@ class Checkpoints:
         future = [path for at, path in files if at > step]
         for path in past[: -self.keep] + future:
             path.unlink(missing_ok=True)
+
+    def save_best(self, step: int, score: float, payload: Mapping[str, Any]) -> bool:
+        """Write the state after `step` steps to `best` if its score is below that of the file there; says if it did.
+
+        The file, not this object, knows the score to beat, so that a resumed run goes on from it. It holds `payload`
+        with "step" and "score"; one that is damaged or has no score is replaced with a warning.
+
+        Args:
+            score: lower is better; one that is NaN or infinite is never the best.
+        """
+        if not (math.isfinite(score) and score < self._score_to_beat()):
+            return False
+        save(self.best, {**payload, "step": step, "score": float(score)})
+        return True
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest (step, payload) that can be read, or None when nothing has been saved.
@@ -108,6 +128,21 @@ class Checkpoints:
     def clean(self) -> None:
         """Remove what a killed writer left behind. Only for the process that saves here."""
         remove_abandoned(self.dir, "checkpoint-*")
+        remove_abandoned(self.dir, f"{self.best.name}*")
+
+    def _score_to_beat(self) -> float:
+        """Score of the best state so far; infinite where there is none that can be read."""
+        if not self.best.is_file():
+            return math.inf
+        try:
+            score = load(self.best).get("score")
+        except ValueError as error:
+            warnings.warn(f"{error}. It is replaced.", stacklevel=3)
+            return math.inf
+        if not isinstance(score, float):
+            warnings.warn(f"{self.best} has no score; it is replaced.", stacklevel=3)
+            return math.inf
+        return score
 
     def _files(self) -> list[tuple[int, Path]]:
         found = [(re.fullmatch(r"checkpoint-(\d+)\.pt", path.name), path) for path in self.dir.glob("checkpoint-*.pt")]

@@ -2,6 +2,8 @@
 
     python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema meshinv/checkpoints/synthetic_birds.pt
 
+    python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema my_birds.pt --best
+
 Everything that only training needs (optimizers, discriminators) is left out. The file is an ordinary checkpoint, so
 `invkit.run.load_module` reads it like the run itself; the card is written beside it as Markdown.
 """
@@ -11,7 +13,7 @@ import hashlib
 import json
 import os
 import platform
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import torch
@@ -23,21 +25,19 @@ PAUSE = 600.0
 """A gap between two log lines longer than this, in seconds, is a break of the run and not training time."""
 
 
-def publish(run: Path, state: str, target: Path, *, half: bool) -> Path:
+def publish(run: Path, state: str, target: Path, *, half: bool, best: bool = False) -> Path:
     """The card of the file written to `target`.
 
     Args:
         state: name of the weights among the run's modules.
         half: store floating-point numbers in 16 bits; they are loaded back into 32.
+        best: take the state with the best score instead of the newest.
 
     Raises:
-        FileNotFoundError: the run has no checkpoint.
-        ValueError: it has no such weights.
+        FileNotFoundError: the run has no checkpoint, or none that was kept for its score.
+        ValueError: it has no such weights; the checkpoint is damaged.
     """
-    newest = checkpoint.Checkpoints(run / "checkpoints").latest()
-    if newest is None:
-        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; is the training still to be run?")
-    step, payload = newest
+    step, payload = best_of(run) if best else newest_of(run)
     if state not in payload["modules"]:
         raise ValueError(f"{run} has no weights named {state}, only {sorted(payload['modules'])}")
     weights = payload["modules"][state]
@@ -46,14 +46,37 @@ def publish(run: Path, state: str, target: Path, *, half: bool) -> Path:
     checkpoint.save(target, {"step": step, "config": payload["config"], "modules": {state: weights}})
     card = target.with_suffix(".md")
     with written_aside(card) as aside:
-        aside.write_text(describe(run, state, target, step, payload["config"]))
+        aside.write_text(describe(run, state, target, step, payload.get("score"), payload["config"]))
     return card
 
 
-def describe(run: Path, state: str, target: Path, step: int, config: dict) -> str:
-    """The card: command, seed, data, time, machine, digest."""
+def newest_of(run: Path) -> tuple[int, dict]:
+    """Step and content of the newest checkpoint."""
+    newest = checkpoint.Checkpoints(run / "checkpoints").latest()
+    if newest is None:
+        raise FileNotFoundError(f"{run / 'checkpoints'} holds no checkpoint; is the training still to be run?")
+    return newest
+
+
+def best_of(run: Path) -> tuple[int, dict]:
+    """Step and content of the checkpoint kept for its score."""
+    file = checkpoint.Checkpoints(run / "checkpoints").best
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no {file}: the run was not measured; without --best its newest is taken")
+    payload = checkpoint.load(file)
+    return payload["step"], payload
+
+
+def describe(run: Path, state: str, target: Path, step: int, score: float | None, config: dict) -> str:
+    """The card: command, seed, data, time, machine, digest; of the run up to `step`.
+
+    Args:
+        score: for which this step was chosen; None where it is the newest.
+    """
     version = json.loads((run / "version.json").read_text())
     entries = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    # What was logged after the step is not about these weights; messages have no step.
+    entries = list(takewhile(lambda entry: entry.get("step", 0) <= step, entries))
     times = [entry["time"] for entry in entries]
     gaps = [after - before for before, after in pairwise(times)]
     minutes = sum(gap for gap in gaps if gap < PAUSE) / 60
@@ -61,6 +84,7 @@ def describe(run: Path, state: str, target: Path, step: int, config: dict) -> st
     data = Path(config["task"]["data"]["root"])
     rows = {
         "weights": f"`{state}` after {step} steps, {target.stat().st_size / 2**20:.1f} MiB",
+        **({} if score is None else {"chosen": f"the best of the run: score {score:.4g} after step {step}"}),
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "command": f"`python scripts/train.py experiment={config['run']['name']}`",
         "seed": config["run"]["seed"],
@@ -93,9 +117,10 @@ def main() -> None:
     parser.add_argument("state", help="name of the weights, such as generator_ema")
     parser.add_argument("target", type=Path, help="file to write")
     parser.add_argument("--half", action="store_true", help="store 16-bit floating-point numbers")
+    parser.add_argument("--best", action="store_true", help="take the checkpoint with the best score, not the newest")
     options = parser.parse_args()
     try:
-        print(publish(options.run, options.state, options.target, half=options.half))
+        print(publish(options.run, options.state, options.target, half=options.half, best=options.best))
     except (ValueError, FileNotFoundError) as error:
         parser.exit(2, f"error: {error}\n")
 

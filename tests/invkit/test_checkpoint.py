@@ -140,3 +140,67 @@ def test_files_half_written_are_never_read_and_are_cleaned(tmp_path):
     assert checkpoints.latest() == (1, {"step": 1})
     checkpoints.clean()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-00000001.pt", *sorted(names[1:])]
+
+
+# ---- the best of a run -------------------------------------------------------------------------------------------
+
+
+def test_the_best_is_the_lowest_score_also_after_a_resume(tmp_path):
+    scores = [0.5, 0.5, 0.7, 0.2, 0.3, -0.1, -0.1]
+    kept = [Checkpoints(tmp_path).save_best(step, score, {"weight": step}) for step, score in enumerate(scores)]
+    assert kept == [True, False, False, True, False, True, False]
+    assert load(tmp_path / "best.pt") == {"weight": 5, "step": 5, "score": -0.1}
+
+
+def test_a_score_that_is_no_better_leaves_the_file_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(1, 0.5, {"weight": torch.zeros(3)})
+    before = checkpoints.best.stat().st_ino, checkpoints.best.read_bytes()
+    for score in (0.5, 0.6, float("nan"), float("inf")):
+        assert not checkpoints.save_best(2, score, {"weight": torch.ones(3)})
+    assert (checkpoints.best.stat().st_ino, checkpoints.best.read_bytes()) == before
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_never_the_best(tmp_path, score):
+    assert not Checkpoints(tmp_path).save_best(1, score, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_says_its_own_step(tmp_path):
+    """A payload says its step too, and the two must not contradict each other."""
+    payload = {"step": 3, "config": {"score": 1}}
+    Checkpoints(tmp_path).save_best(7, torch.tensor(0.25).item(), payload)
+    assert load(tmp_path / "best.pt") == {"step": 7, "score": 0.25, "config": {"score": 1}}
+    assert payload == {"step": 3, "config": {"score": 1}}
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit_of_a_weight, lambda content: b""])
+def test_a_damaged_best_is_replaced_with_a_warning(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_best(1, 0.1, {"weight": torch.full((64,), 3.25)})
+    checkpoints.best.write_bytes(damage(checkpoints.best.read_bytes()))
+    with pytest.warns(UserWarning, match=r"best\.pt is damaged.*It is replaced"):
+        assert checkpoints.save_best(2, 0.9, {})
+    assert load(checkpoints.best) == {"step": 2, "score": 0.9}
+
+
+def test_a_file_without_a_score_is_replaced_with_a_warning(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints.best, {"step": 1})
+    with pytest.warns(UserWarning, match=r"best\.pt has no score"):
+        assert checkpoints.save_best(2, 0.9, {})
+    assert load(checkpoints.best)["score"] == 0.9
+
+
+def test_resuming_and_pruning_do_not_see_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save_best(5, 0.5, {"weight": 5})
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"step": step})
+    assert checkpoints.latest() == (3, {"step": 3})
+    assert [path.name for path in checkpoints.paths()] == ["checkpoint-00000003.pt"]
+    (tmp_path / ".best.pt.77.partial").write_bytes(b"half")
+    checkpoints.clean()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "checkpoint-00000003.pt"]
