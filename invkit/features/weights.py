@@ -79,6 +79,18 @@ WEIGHTS: Mapping[str, Weights] = {
         f"{_TORCHVISION}alexnet-owt-7be5be79.pth",
         "torchvision's AlexNet; LPIPS-Alex",
     ),
+    "squeezenet": Weights(
+        "squeezenet1_1-b8a52dc0.pth",
+        "b8a52dc0",
+        f"{_TORCHVISION}squeezenet1_1-b8a52dc0.pth",
+        "torchvision's SqueezeNet 1.1; FID and KID that follow a training, in 5 MB",
+    ),
+    "squeezenet_caffe": Weights(
+        "squeezenet1_1_caffe_fp16.pth",
+        "c5977a78ec771d3f",
+        "https://github.com/nihui/ncnn-assets (models/squeezenet_v1.1.bin, converted)",
+        "the authors' own weights of SqueezeNet 1.1 in half precision; a stand-in for squeezenet, with other numbers",
+    ),
 }
 
 

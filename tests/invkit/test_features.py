@@ -16,10 +16,13 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d, pad
 
 from invkit.features import weights
 from invkit.features.alexnet import AlexNet
+from invkit.features.frozen import Features
 from invkit.features.inception import InceptionFID, InceptionTV
 from invkit.features.lpips import LPIPS
+from invkit.features.squeezenet import SqueezeNet
 from invkit.features.vgg import VGG16, VGG19
 from invkit.features.weights import RANDOM, WEIGHTS, find
+from invkit.metrics.kid import Kid
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -118,6 +121,7 @@ def test_the_table_agrees_with_the_libraries():
         "vgg16": models.VGG16_Weights.IMAGENET1K_V1.url,
         "vgg19": models.VGG19_Weights.IMAGENET1K_V1.url,
         "alexnet": models.AlexNet_Weights.IMAGENET1K_V1.url,
+        "squeezenet": models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
     }
     for name, url in urls.items():
         assert WEIGHTS[name].url == url
@@ -152,6 +156,7 @@ def test_a_frozen_network_passes_gradients_to_the_picture_alone(rng):
 def test_importing_features_and_metrics_is_light():
     code = (
         "import sys, invkit.metrics, invkit.features.inception, invkit.features.lpips, invkit.features.vgg;"
+        "import invkit.features.squeezenet;"
         "print([name for name in ('torchvision', 'lpips', 'pytorch_fid', 'skimage', 'scipy') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -426,3 +431,61 @@ def test_inception_reads_its_file(make, name, monkeypatch):
     network = make()
     assert network.name == name
     assert all(bool((value == 0.5).all()) for value in network.parameters())
+
+
+# ---- SqueezeNet --------------------------------------------------------------------------------------------------
+
+
+def random_squeezenet(rng):
+    """torchvision's, with weights and biases of the size trained ones have."""
+    from torchvision.models import squeezenet1_1
+
+    network = on_meta(lambda: squeezenet1_1(weights=None))
+    weights.draw(network, seed=5)
+    for key, value in network.state_dict().items():
+        if key.endswith("bias"):
+            value.uniform_(-0.1, 0.1, generator=rng)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name, stored_as", [("squeezenet", torch.float32), ("squeezenet_caffe", torch.float16)])
+def test_squeezenet_is_torchvisions(name, stored_as, rng, tmp_path, monkeypatch):
+    theirs = random_squeezenet(rng).to(stored_as)
+    put(tmp_path, name, theirs.state_dict(), monkeypatch)
+    theirs.float()
+    ours = SqueezeNet(name, folder=tmp_path)
+    assert (ours.name, ours.dim) == (name, 512)
+    assert isinstance(ours, Features)
+    for shape in ((40, 64), (224, 224)):
+        picture = torch.rand(2, 3, *shape, generator=rng)
+        resized = interpolate(picture, (224, 224), mode="bilinear", align_corners=False, antialias=False)
+        with torch.no_grad():
+            activation = theirs.features(normalized(2 * resized - 1))
+            seen = ours(2 * picture - 1)
+        assert activation.shape == (2, 512, 13, 13)
+        assert float(seen.std()) > 0.01
+        torch.testing.assert_close(seen, activation.mean(dim=(2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_squeezenet_measures_sets_of_pictures_and_trains_nothing(rng):
+    network = SqueezeNet(RANDOM)
+    assert network.name == "squeezenet-random"
+    assert not network.train().training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    image = torch.rand(1, 3, 32, 32, generator=rng, requires_grad=True)
+    network(image).sum().backward()
+    assert image.grad.abs().sum() > 0
+    metric = Kid(network)
+    assert metric.name == "kid@squeezenet-random"
+
+
+def test_the_real_squeezenet_knows_a_bird_from_its_mirror_image_better_than_from_another_bird():
+    photographs = sorted((SHARED / "cub_subset").rglob("*.jpg"))[:400:40]
+    if not photographs or not (SHARED / "weights").is_dir():
+        pytest.skip("no real weights and photographs beside this checkout")
+    from invkit.images import read_image
+
+    network = SqueezeNet("squeezenet_caffe", folder=SHARED / "weights")
+    images = torch.cat([interpolate(read_image(path)[None].float(), (128, 128)) for path in photographs]) * 2 - 1
+    seen, mirrored = (nn.functional.normalize(network(batch)) for batch in (images, images.flip(-1)))
+    assert (seen @ mirrored.T).argmax(dim=1).tolist() == list(range(len(images)))
