@@ -50,3 +50,9 @@ class MeshPrior:
             ValueError: the generator has classes and `label` is None.
         """
         return self.generator(latent, label).mesh(self.template)
+
+
+def truncated_normal(shape: tuple[int, ...], sigma: float, rng: torch.Generator) -> Tensor:
+    """Standard normal entries redrawn until |z| <= sigma, by inverting the distribution function instead."""
+    half = torch.erf(torch.tensor(sigma / 2**0.5))
+    return 2**0.5 * torch.erfinv(half * (2 * torch.rand(shape, generator=rng) - 1))

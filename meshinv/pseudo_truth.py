@@ -6,7 +6,8 @@ stored as a texture map with the texels it shows. What a file holds (arrays only
     <i>.npz                 mesh (3, 32, 32) float32 · texture (3, R, R), texture_alpha (1, R, R) and
                             image (3, S, S) float16, in [-1, 1], 0 where masked
     poses_metadata.npz      for all images: path, label (-1: none), scale (N, 1), translation (N, 3), rotation (N, 4) as
-                            annotated, delta_scale (N, 1) and delta_translation (N, 2) as learned, iou (N,)
+                            annotated, delta_scale (N, 1), delta_translation (N, 2) and, where the perspective was
+                            learned too, z0 (N, 1) as learned, iou (N,)
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from invkit.batch import Batch
 from invkit.camera import Camera
 from invkit.files import written_aside
-from invkit.images import resize_bilinear
+from invkit.images import resize_antialias, resize_bilinear
 from invkit.types import Views
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.renderers.uv import project_to_uv, visible_texels
@@ -29,12 +30,19 @@ from meshinv.template import mirror_maps
 
 
 class CameraCorrections(nn.Module):
-    """What each training image's annotated scale and translation are off by, learned with the network."""
+    """What each training image's annotated scale and translation are off by, learned with the network.
 
-    def __init__(self, num_images: int) -> None:
+    Args:
+        perspective: learn a focal length for each image too, f = 1 + exp(z0) with z0 = 1 to begin with. ConvMesh does
+            so for cars, and scales x, y by (f - d/2) / (f + d/2) at scaled depth d; here it is the pinhole
+            1 / (1 + d/f), which is the same to first order in d/f and the one camera of this project.
+    """
+
+    def __init__(self, num_images: int, *, perspective: bool = False) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(num_images))
         self.shift = nn.Parameter(torch.zeros(num_images, 2))
+        self.z0 = nn.Parameter(torch.ones(num_images)) if perspective else None
 
     def forward(self, camera: Camera, index: Int[Tensor, "B"], mirrored: Bool[Tensor, "B"] | None = None) -> Camera:
         """The corrected cameras; the correction of a mirrored image is mirrored with it."""
@@ -42,7 +50,13 @@ class CameraCorrections(nn.Module):
         if mirrored is not None:
             sign = torch.where(mirrored, -1.0, 1.0).to(shift)
             shift = torch.stack([shift[:, 0] * sign, shift[:, 1]], dim=1)
-        return replace(camera, scale=camera.scale + self.scale[index], shift=camera.shift + shift)
+        corrected = replace(camera, scale=camera.scale + self.scale[index], shift=camera.shift + shift)
+        return corrected if self.z0 is None else replace(corrected, inv_focal=inverse_focal(self.z0[index]))
+
+
+def inverse_focal(z0: Float[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """1 / f for f = 1 + exp(z0)."""
+    return 1 / (1 + z0.exp())
 
 
 def network_input(views: Views) -> Float[Tensor, "B 4 H W"]:
@@ -58,6 +72,7 @@ class PseudoTruth(Batch):
         maps: texture (0 where the photograph does not show it) and deformation.
         alpha: which texels the photograph shows.
         camera: corrected camera of the photograph.
+        image: the photograph cut out, [-1, 1], 0 outside; None where it is not asked for.
     """
 
     maps: UVMaps
@@ -65,10 +80,30 @@ class PseudoTruth(Batch):
     camera: Camera
     label: Int[Tensor, "B"] | None
     index: Int[Tensor, "B"]
+    image: Float[Tensor, "B 3 S S"] | None = None
 
     def mirror(self) -> "PseudoTruth":
-        """The same for the mirrored objects: u -> 1/2 - u; cameras stay, as they are paired at random."""
-        return replace(self, maps=self.maps.mirror(), alpha=mirror_maps(self.alpha))
+        """The same for the mirrored objects: u -> 1/2 - u, flipped photographs, and the cameras that see them so."""
+        return replace(
+            self,
+            maps=self.maps.mirror(),
+            alpha=mirror_maps(self.alpha),
+            camera=self.camera.mirror(),
+            image=None if self.image is None else self.image.flip(-1),
+        )
+
+    def mirror_some(self, chosen: Bool[Tensor, "B"]) -> "PseudoTruth":
+        """The chosen images mirrored, the others as they are, in the same order.
+
+        Args:
+            chosen: on the CPU, so that nothing waits for the device.
+        """
+        kept, changed = (~chosen).nonzero()[:, 0], chosen.nonzero()[:, 0]
+        if not len(changed):
+            return self
+        device = self.alpha.device
+        both = PseudoTruth.cat([self[kept.to(device)], self[changed.to(device)].mirror()])
+        return both[torch.cat([kept, changed]).argsort().to(device)]
 
 
 @torch.no_grad()
@@ -118,6 +153,7 @@ def write_metadata(
     """What is known about all images together; written last, so its presence says the folder is whole."""
     count = len(paths)
     translation = torch.cat([camera.shift, camera.shift.new_zeros(count, 1)], dim=1)
+    z0 = {} if corrections.z0 is None else {"z0": corrections.z0.detach().cpu()[:, None].numpy()}
     _write_npz(
         folder / "poses_metadata.npz",
         {
@@ -129,6 +165,7 @@ def write_metadata(
             "delta_scale": corrections.scale.detach().cpu()[:, None].numpy(),
             "delta_translation": corrections.shift.detach().cpu().numpy(),
             "iou": iou.numpy(),
+            **z0,
         },
     )
 
@@ -145,6 +182,9 @@ class PseudoTruthSet:
         root: a folder of `<i>.npz` files and `poses_metadata.npz`.
         num_classes: how many classes the labels are drawn from; 0 ignores them.
         min_iou: images whose mesh covers its photograph worse than this are left out.
+        image_size: read the photographs too, at this size; None leaves them out.
+        corrected: cameras with the corrections learned in stage 1, which the textures were projected with. The released
+            code trains with the annotated ones.
         max_bytes: the items are kept in memory once read, if all of them take no more than this.
 
     Raises:
@@ -153,10 +193,17 @@ class PseudoTruthSet:
     """
 
     def __init__(
-        self, root: str | Path, *, num_classes: int = 0, min_iou: float = 0.0, max_bytes: int = 4 * 2**30
+        self,
+        root: str | Path,
+        *,
+        num_classes: int = 0,
+        min_iou: float = 0.0,
+        image_size: int | None = None,
+        corrected: bool = True,
+        max_bytes: int = 4 * 2**30,
     ) -> None:
         self.root = Path(root)
-        self.num_classes = num_classes
+        self.num_classes, self.image_size = num_classes, image_size
         metadata = self.root / "poses_metadata.npz"
         if not metadata.is_file():
             raise FileNotFoundError(
@@ -180,12 +227,16 @@ class PseudoTruthSet:
             )
         self.names = [str(poses["path"][i]) for i in self.positions]
         self._labels = torch.from_numpy(poses["label"].astype(np.int64))
-        scale = torch.from_numpy(poses["scale"] + poses["delta_scale"]).float()[:, 0]
-        shift = torch.from_numpy(poses["translation"][:, :2] + poses["delta_translation"]).float()
-        self._cameras = Camera(torch.from_numpy(poses["rotation"]).float(), scale, shift, torch.zeros_like(scale))
+        scale = torch.from_numpy(poses["scale"] + corrected * poses["delta_scale"]).float()[:, 0]
+        shift = torch.from_numpy(poses["translation"][:, :2] + corrected * poses["delta_translation"]).float()
+        inv_focal = torch.zeros_like(scale)
+        if corrected and "z0" in poses:
+            inv_focal = inverse_focal(torch.from_numpy(poses["z0"]).float()[:, 0])
+        self._cameras = Camera(torch.from_numpy(poses["rotation"]).float(), scale, shift, inv_focal)
         self._items: dict[int, PseudoTruth] = {}
         first = self._read(0)
         item_bytes = first.maps.texture.nbytes + first.maps.displacement.nbytes + first.alpha.nbytes
+        item_bytes += 0 if first.image is None else first.image.nbytes
         self._keep = item_bytes * len(self) <= max_bytes
 
     def __len__(self) -> int:
@@ -210,12 +261,18 @@ class PseudoTruthSet:
             texture, alpha, mesh = (
                 torch.from_numpy(arrays[name].astype(np.float32))[None] for name in ("texture", "texture_alpha", "mesh")
             )
+            image = None
+            if self.image_size is not None:
+                image = torch.from_numpy(arrays["image"].astype(np.float32))[None]
+                if image.shape[-1] != self.image_size:
+                    image = resize_antialias(image, self.image_size)
         return PseudoTruth(
             UVMaps(texture, mesh),
             alpha,
             self._cameras[position],
             self._labels[position : position + 1] if self.num_classes else None,
             torch.tensor([item]),
+            image,
         )
 
     def batch(self, indices: Sequence[int]) -> PseudoTruth:

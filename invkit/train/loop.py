@@ -147,6 +147,16 @@ def seed_step(seed: int, rank: int, step: int) -> None:
     np.random.seed(words[4])  # noqa: NPY002 - what a library draws from when it is given no generator
 
 
+def shared_rng(seed: int, step: int) -> torch.Generator:
+    """A generator on the CPU whose numbers at a step are the same on every rank.
+
+    What is drawn from it for a whole batch, of which each rank then takes its own images' part, does not depend on how
+    many ranks there are: several processes train as one would.
+    """
+    word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(word)
+
+
 @dataclass(frozen=True)
 class _Player:
     """A phase with the parameters it moves (`own`) and those it must leave alone (`others`)."""

@@ -46,6 +46,7 @@ class PseudoTruthTask:
         pseudo_size: side R of the projected textures.
         visibility_size: see `project_photographs`.
         min_iou: images whose mesh misses its photograph by more are named in the log (they are written all the same).
+        learn_perspective: see `CameraCorrections`; ConvMesh does for cars.
         mixed_precision: the network in bfloat16; rendering stays in float32.
         channels_last: memory layout that convolutions on CPUs and tensor cores prefer; same results up to rounding.
     """
@@ -68,6 +69,7 @@ class PseudoTruthTask:
         pseudo_size: int = 512,
         visibility_size: int = 1024,
         min_iou: float = 0.5,
+        learn_perspective: bool = False,
         mixed_precision: bool = False,
         channels_last: bool = False,
         seed: int = 0,
@@ -77,7 +79,7 @@ class PseudoTruthTask:
             raise ValueError("task.data and task.photographs must be the same images in the same order")
         self.data, self.photographs = data, photographs
         self.network, self.template, self.renderer = network, template, renderer
-        self.corrections = CameraCorrections(len(data))
+        self.corrections = CameraCorrections(len(data), perspective=learn_perspective)
         self.sampler = StepSampler(len(data), batch_size, seed)
         self.workers = workers
         self.flatness_weight = flatness_weight

@@ -14,10 +14,11 @@ from invkit.types import Views
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
+from meshinv.prior import truncated_normal
 from meshinv.pseudo_truth import PseudoTruth
 from meshinv.reconstruction import ReconstructionNet
 from meshinv.renderers.reference import MeshRenderer
-from meshinv.tasks.gan import GanTask, truncated_normal
+from meshinv.tasks.gan import GanTask
 from meshinv.tasks.pseudo_truth import PseudoTruthTask
 from meshinv.template import Template
 from tests.meshinv.test_pseudo_truth import make_set, smooth_texture
