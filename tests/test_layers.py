@@ -31,7 +31,7 @@ KIT = (
 )
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
-    {"template", "field"},
+    {"template", "field", "published"},
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
