@@ -5,6 +5,7 @@
     python scripts/prepare_data.py synthetic-birds datasets/synthetic_birds --train 256
     python scripts/prepare_data.py synthetic-cars datasets/synthetic_cars
     python scripts/prepare_data.py check cub datasets/cub --sheet sheet.png
+    python scripts/prepare_data.py check p3d datasets/p3d
     python scripts/prepare_data.py check folder my_photographs
 
 Running a command twice does no harm: what is complete is left alone, and nothing is ever half written. The exit status
@@ -14,6 +15,7 @@ is 1 where something is missing or damaged; every such file is named. docs/datas
 import argparse
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from invkit.data import cub, cub_subset, folder, synthetic
+from invkit.data import cub, cub_subset, folder, pascal3d, synthetic
 from invkit.data.dataset import ImageSet
 from invkit.data.srn import Srn
 from invkit.images import grid, write_png
@@ -72,6 +74,41 @@ def check_cub(options: argparse.Namespace) -> list[str]:
         shape = cub.mean_shape(options.root) if "train" in present else None
         save_sheet(options.sheet, chosen, shape)
     return found
+
+
+def check_p3d(options: argparse.Namespace) -> list[str]:
+    files = {split: pascal3d.annotation_files(options.root, split) for split in pascal3d.SPLITS}
+    present = [split for split in pascal3d.SPLITS if any(path.is_file() for path in files[split])]
+    if not present:
+        return [f"{options.root} has no split: expected {files['train'][0]} and {files['train'][1]}"]
+    found = []
+    for split in present:
+        wrong = pascal3d.problems(options.root, split)
+        found += wrong
+        if not wrong:
+            found += describe_cars(options.root, split)
+    if options.sheet and not found:
+        shape = pascal3d.mean_shape(options.root) if "train" in present else None
+        save_sheet(options.sheet, pascal3d.Pascal3D(options.root, present[-1]), shape)
+    return found
+
+
+def describe_cars(root: Path, split: str) -> list[str]:
+    """Print what a whole split has; return what is wrong with the labels of the cars that ConvMesh trains on."""
+    dataset = pascal3d.Pascal3D(root, split)
+    describe(split, dataset)
+    folders = Counter(record.name.rpartition("/")[0] for record in dataset.records)
+    models = len({record.cad_index for record in dataset.records} - {None})
+    print(f"{split}: {', '.join(f'{count} in {name}' for name, count in sorted(folders.items()))}; {models} CAD models")
+    labels, prefix = root / "p3d_labels.csv", pascal3d.IMAGENET_CARS
+    if not labels.is_file() or not any(name.startswith(prefix) for name in folders):
+        return []
+    try:
+        labeled = pascal3d.Pascal3D(root, split, path_prefix=prefix, labels=labels)
+    except ValueError as error:
+        return [str(error)]
+    print(f"{split}: {labels.name} has all of {prefix}; {labeled.num_classes} classes by shape")
+    return []
 
 
 def check_folder(options: argparse.Namespace) -> list[str]:
@@ -167,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     kinds = commands.add_parser("check", help="read everything; name what is missing or damaged").add_subparsers(
         required=True, metavar="KIND"
     )
-    for kind, run in {"cub": check_cub, "folder": check_folder, "srn": check_srn}.items():
+    for kind, run in {"cub": check_cub, "p3d": check_p3d, "folder": check_folder, "srn": check_srn}.items():
         checked = kinds.add_parser(kind)
         checked.add_argument("root", type=Path)
         checked.add_argument("--sheet", type=Path, metavar="PNG", help="also draw some items with their masks")

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from invkit.data import cub_subset
 from invkit.data.cub import Cub, annotation_files, mean_shape
 from invkit.images import read_image
+from tests.invkit import test_pascal3d
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "cub_subset"
@@ -224,6 +225,38 @@ def test_a_data_set_is_checked_and_shown(source, tmp_path, capsys):
     assert "2 problems" in error
     assert prepare_data.main(["check", "cub", str(tmp_path / "nowhere")]) == 1
     assert "train_cub_cleaned.mat" in capsys.readouterr().err
+
+
+def test_cars_are_checked_and_shown(tmp_path, capsys):
+    root, sheet = tmp_path / "p3d", tmp_path / "sheet.png"
+    entries = test_pascal3d.write(root)
+    test_pascal3d.write(root, "val")
+    assert prepare_data.main(["check", "p3d", str(root), "--sheet", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "train: all 4 pictures are whole; no classes" in out
+    assert "train: 3 in car_imagenet, 1 in car_pascal; 4 CAD models" in out
+    assert "val: 2 in car_pascal; 2 CAD models" in out
+    assert "p3d_labels" not in out
+    green = (read_image(sheet) - torch.tensor([0, 1.0, 0]).view(3, 1, 1)).abs().sum(0) == 0
+    assert read_image(sheet).shape == (3, 256, 8 * 256)
+    assert green.any()
+
+    labels = test_pascal3d.write_labels(root)
+    assert prepare_data.main(["check", "p3d", str(root)]) == 0
+    assert "train: p3d_labels.csv has all of car_imagenet; 3 classes by shape" in capsys.readouterr().out
+    labels.write_text("filename,color1,color2,shape,notes\nother.JPEG,red,none,suv,\n")
+    annotation = root / "sfm" / "car_val.mat"
+    annotation.unlink()
+    assert prepare_data.main(["check", "p3d", str(root)]) == 1
+    error = capsys.readouterr().err
+    assert "p3d_labels.csv has no row for 3 of 3 objects" in error
+    assert f"{annotation} is missing" in error
+    assert "2 problems" in error
+    test_pascal3d.photograph(root, entries[0]).unlink()
+    assert prepare_data.main(["check", "p3d", str(root)]) == 1
+    assert "2008_000021.jpg" in capsys.readouterr().err
+    assert prepare_data.main(["check", "p3d", str(tmp_path / "nowhere")]) == 1
+    assert "car_train.mat" in capsys.readouterr().err
 
 
 def test_a_folder_is_checked_and_shown(tmp_path, capsys):
