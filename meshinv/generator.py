@@ -20,13 +20,15 @@ _SLOPE = 0.2
 class ConditionalBlock(nn.Module):
     """Two convolutions with conditional normalization and leaky ReLU, added to a shortcut of the input."""
 
-    def __init__(self, in_channels: int, out_channels: int, condition_dim: int, *, wrap: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, condition_dim: int, *, wrap: bool, clamp_variance: bool
+    ) -> None:
         super().__init__()
         middle = min(in_channels, out_channels)
         self.conv1 = SpectralMapConv(in_channels, middle, 3, wrap=wrap)
         self.conv2 = SpectralMapConv(middle, out_channels, 3, wrap=wrap)
-        self.norm1 = ConditionalBatchNorm(middle, condition_dim)
-        self.norm2 = ConditionalBatchNorm(out_channels, condition_dim)
+        self.norm1 = ConditionalBatchNorm(middle, condition_dim, clamp_variance=clamp_variance)
+        self.norm2 = ConditionalBatchNorm(out_channels, condition_dim, clamp_variance=clamp_variance)
         if in_channels == out_channels:
             self.shortcut = nn.Identity()
         else:
@@ -48,11 +50,11 @@ class Generator(nn.Module):
         latent_dim: length of the latent and of the class embedding.
         width: factor on all channel counts, rounded to multiples of 8 (at least 8).
         texture_size: side of the texture, mesh_size times a power of two. Doublings are taken from the side of the
-            trunk: from 512 on blk3b, from 256 on blk3a exist (blk3c at 1024); at 64 blk4 works at the trunk's
-                resolution and only
-            the output of blk5 is doubled.
+            trunk: from 512 on blk3b, from 256 on blk3a exist (blk3c at 1024); at 64 blk4 works at the trunk's resolution
+            and only the output of blk5 is doubled.
         symmetric: the maps are even about u = 1/4 and u = 3/4, and only half of each is computed.
         mesh_size: side of the displacement map, a multiple of 8.
+        clamp_variance: see `layers.BatchNorm`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Generator(nn.Module):
         texture_size: int = 512,
         symmetric: bool = True,
         mesh_size: int = 32,
+        clamp_variance: bool = False,
     ) -> None:
         super().__init__()
         sizes = [mesh_size * 2**doublings for doublings in range(1, 6)]
@@ -77,7 +80,9 @@ class Generator(nn.Module):
         c64, c128, c256, c512 = (scaled_channels(channels, width) for channels in (64, 128, 256, 512))
 
         def block(in_channels: int, out_channels: int) -> ConditionalBlock:
-            return ConditionalBlock(in_channels, out_channels, condition_dim, wrap=wrap)
+            return ConditionalBlock(
+                in_channels, out_channels, condition_dim, wrap=wrap, clamp_variance=clamp_variance
+            )
 
         doublings = sizes.index(texture_size) + 1
         self._num_doublings = doublings

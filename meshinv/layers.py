@@ -128,6 +128,11 @@ class BatchNorm(nn.Module):
     In training mode every rank has to run it, for its ranks wait for each other. The running variance is the unbiased
     estimate. `num_batches_tracked` stays 0: it is there for the layout of checkpoints, and a fixed momentum needs no
     count.
+
+    Args:
+        affine: with a gain and an offset of its own.
+        clamp_variance: several ranks together divide by sqrt(max(var, eps)) instead of sqrt(var + eps), as the
+            synchronized normalization of the released MeshInversion code does.
     """
 
     running_mean: Float[Tensor, "C"]
@@ -135,8 +140,9 @@ class BatchNorm(nn.Module):
     eps = 1e-5
     momentum = 0.1
 
-    def __init__(self, channels: int, *, affine: bool) -> None:
+    def __init__(self, channels: int, *, affine: bool, clamp_variance: bool = False) -> None:
         super().__init__()
+        self.clamp_variance = clamp_variance
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -172,7 +178,8 @@ class BatchNorm(nn.Module):
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
             self.running_var.lerp_((var * count / (count - 1)).to(self.running_var), self.momentum)
         shape = (1, channels) + (1,) * (values.ndim - 2)
-        white = (exact - mean.to(exact).view(shape)) * (var + self.eps).rsqrt().to(exact).view(shape)
+        safe = var.clamp_min(self.eps) if self.clamp_variance else var + self.eps
+        white = (exact - mean.to(exact).view(shape)) * safe.rsqrt().to(exact).view(shape)
         if self.weight is not None:
             white = torch.addcmul(self.bias.view(shape), white, self.weight.view(shape))
         return white.to(values.dtype)
@@ -181,9 +188,9 @@ class BatchNorm(nn.Module):
 class ConditionalBatchNorm(nn.Module):
     """Batch normalization whose gain and offset are linear in a condition: BN(x) (1 + gamma(e)) + beta(e)."""
 
-    def __init__(self, channels: int, condition_dim: int) -> None:
+    def __init__(self, channels: int, condition_dim: int, *, clamp_variance: bool = False) -> None:
         super().__init__()
-        self.norm = BatchNorm(channels, affine=False)
+        self.norm = BatchNorm(channels, affine=False, clamp_variance=clamp_variance)
         self.fc_gamma = nn.Linear(condition_dim, channels)
         self.fc_beta = nn.Linear(condition_dim, channels)
 
