@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from invkit.metrics.gaussian import Gaussian
+from meshinv.mesh import UVMaps
+from meshinv.pseudo_truth import CameraCorrections, PseudoTruthSet, write_metadata, write_pseudo_truth
 from meshinv.published import class_of_folder, read_cameras, read_npz
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -113,6 +115,16 @@ def test_everything_that_data_are_made_of_in_every_protocol(tmp_path, protocol, 
     assert found["nested"]["a"][1][0].tolist() == [1.0]
     for name in ("number", "path", "count", "big", "sigma", "none", "bytes"):
         assert found[name] == data[name], name
+
+
+def test_tensors_of_a_gpu_are_read_without_one(tmp_path):
+    content = storage_of(torch.arange(3.0).__reduce_ex__(2)[1][0])
+    moved = content.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
+    assert moved != content
+    storage = Call(torch.storage._load_from_bytes, moved)
+    tensor = Call(torch._utils._rebuild_tensor_v2, storage, 1, (2,), (1,), False, OrderedDict())
+    np.savez(tmp_path / "x.npz", data={"mesh": tensor})
+    assert read_npz(tmp_path / "x.npz")["mesh"].tolist() == [1.0, 2.0]
 
 
 def test_names_of_older_versions_of_numpy_are_known(tmp_path):
@@ -407,3 +419,171 @@ def test_incomplete_cameras_are_named(tmp_path):
         (tmp_path / "cam.pickle").write_bytes(pickle.dumps(content))
         with pytest.raises(ValueError, match=message):
             read_cameras(tmp_path / "cam.pickle")
+
+
+# ---- As training data ----------------------------------------------------------------------------------------------
+
+BIRDS = ["001.Black_footed_Albatross/a.jpg", "003.Sooty_Albatross/b.jpg", "002.Laysan_Albatross/c.jpg"]
+CARS = ["car_pascal/2008_000001.jpg", "car_imagenet/n1_1.JPEG", "car_imagenet/n1_2.JPEG", "car_pascal/2008_000002.jpg"]
+SHAPES = "file,c1,c2,shape,x\nn1_2.JPEG,red,red,sedan,0\nn1_1.JPEG,blue,red,suv,0\nn1_3.JPEG,red,red,pickup,1\n"
+
+
+def make_tree(root: Path, paths: list[str], rng: torch.Generator, *, metadata: str) -> list[dict[str, torch.Tensor]]:
+    """Files as published; `metadata` is where the released code looks for the poses."""
+    items = [pseudo_truth(rng) for _ in paths]
+    (root / "pseudogt_512x512").mkdir(parents=True)
+    (root / metadata).parent.mkdir(exist_ok=True)
+    for i, item in enumerate(items):
+        np.savez_compressed(root / f"pseudogt_512x512/{i}", data=item)
+    np.savez_compressed(root / metadata, data=poses(paths))
+    return items
+
+
+@pytest.mark.parametrize("metadata", ["poses_metadata.npz", "cache/poses_metadata.npz"])
+def test_a_published_folder_is_a_training_set(tmp_path, metadata, rng):
+    items = make_tree(tmp_path, BIRDS, rng, metadata=metadata)
+    data = PseudoTruthSet(tmp_path / "pseudogt_512x512", num_classes=200, image_size=12)
+    assert data.names == BIRDS
+    both = data.batch([2, 1])
+    assert both.label.tolist() == [1, 2]
+    for row, i in enumerate((2, 1)):
+        torch.testing.assert_close(both.maps.texture[row], items[i]["texture"].float())
+        torch.testing.assert_close(both.maps.displacement[row], items[i]["mesh"])
+        torch.testing.assert_close(both.alpha[row], items[i]["texture_alpha"].float())
+        torch.testing.assert_close(both.image[row], items[i]["image"].float())
+        known = poses(BIRDS)
+        torch.testing.assert_close(both.camera.scale[row], known["scale"][i, 0])
+        torch.testing.assert_close(both.camera.shift[row], known["translation"][i, :2])
+        torch.testing.assert_close(both.camera.quat[row], known["rotation"][i])
+    assert PseudoTruthSet(tmp_path / "pseudogt_512x512", min_iou=0.9)[0].label is None
+
+
+def test_the_metadata_may_be_anywhere(tmp_path, rng):
+    make_tree(tmp_path / "cub", BIRDS, rng, metadata="../elsewhere/poses_metadata_x.npz")
+    folder = tmp_path / "cub/pseudogt_512x512"
+    assert len(PseudoTruthSet(folder, metadata=tmp_path / "elsewhere/poses_metadata_x.npz")) == 3
+    with pytest.raises(FileNotFoundError, match="none beside it"):
+        PseudoTruthSet(folder)
+    with pytest.raises(FileNotFoundError, match=r"poses\.npz"):
+        PseudoTruthSet(folder, metadata=tmp_path / "poses.npz")
+
+
+def test_the_photograph_of_256_pixels_comes_first(tmp_path, rng):
+    item = make_tree(tmp_path, BIRDS[:1], rng, metadata="poses_metadata.npz")[0]
+    larger = torch.rand(4, 16, 16, generator=rng).half()  # with its mask
+    np.savez(tmp_path / "pseudogt_512x512/0.npz", data={**item, "image_256": larger})
+    image = PseudoTruthSet(tmp_path / "pseudogt_512x512", image_size=16)[0].image
+    torch.testing.assert_close(image[0], larger[:3].float())
+
+
+def test_cameras_of_their_own_file(tmp_path, rng):
+    make_tree(tmp_path, BIRDS, rng, metadata="cache/poses_metadata.npz")
+    cameras = [
+        {
+            "scale": torch.full((1, 1), 0.3 + i / 10),
+            "translation": torch.zeros(1, 3),
+            "rotation": torch.eye(4)[i : i + 1],
+        }
+        for i in range(3)
+    ]
+    path = tmp_path / "cache/cam_pose_train.pickle"
+    path.write_bytes(pickle.dumps(cameras))
+    data = PseudoTruthSet(tmp_path / "pseudogt_512x512", cameras=path)
+    assert data[1].camera.scale.item() == pytest.approx(0.4)
+    torch.testing.assert_close(data[2].camera.quat, torch.eye(4)[2:3])
+    path.write_bytes(pickle.dumps(cameras[:2]))
+    with pytest.raises(ValueError, match=r"cam_pose_train.pickle: 2 cameras for 3 images"):
+        PseudoTruthSet(tmp_path / "pseudogt_512x512", cameras=path)
+
+
+def test_cars_from_imagenet_keep_the_numbers_of_their_files(tmp_path, rng):
+    items = make_tree(tmp_path, CARS, rng, metadata="poses_metadata.npz")
+    (tmp_path / "p3d_labels.csv").write_text(SHAPES)
+    data = PseudoTruthSet(
+        tmp_path / "pseudogt_512x512",
+        num_classes=3,
+        path_prefix="car_imagenet",
+        labels_file=tmp_path / "p3d_labels.csv",
+    )
+    assert data.names == CARS[1:3]
+    assert data.labels.tolist() == [2, 1]  # pickup, sedan, suv
+    both = data.batch([0, 1])
+    assert (both.label.tolist(), both.index.tolist()) == ([2, 1], [0, 1])
+    for row, i in enumerate((1, 2)):
+        torch.testing.assert_close(both.maps.displacement[row], items[i]["mesh"])
+        torch.testing.assert_close(both.camera.quat[row], poses(CARS)["rotation"][i])
+
+
+def test_images_without_a_label_are_named(tmp_path, rng):
+    make_tree(tmp_path, CARS, rng, metadata="poses_metadata.npz")
+    folder, labels = tmp_path / "pseudogt_512x512", tmp_path / "p3d_labels.csv"
+    labels.write_text(SHAPES)
+    with pytest.raises(ValueError, match=r"p3d_labels.csv: .* from -1 .* car_pascal/2008_000001.jpg has -1"):
+        PseudoTruthSet(folder, num_classes=3, labels_file=labels)
+    with pytest.raises(ValueError, match=r"poses_metadata.npz: .* from -1 to -1"):
+        PseudoTruthSet(folder, num_classes=3)
+    with pytest.raises(ValueError, match=r"num_classes=2"):
+        PseudoTruthSet(folder, num_classes=2, labels_file=labels, path_prefix="car_imagenet")
+    with pytest.raises(ValueError, match="no path starts with path_prefix='aeroplane'"):
+        PseudoTruthSet(folder, path_prefix="aeroplane")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rotation": None}, "no field rotation"),
+        ({"scale": torch.ones(3)}, "field scale is .3,., not .3, 1."),
+        ({"rotation": torch.ones(3, 4)}, "a unit quaternion"),
+        ({"z0": torch.ones(3, 1)}, "field z0"),
+        ({"path": BIRDS[:2]}, "not .2, 1."),
+    ],
+)
+def test_poses_that_are_none_are_named(tmp_path, change, message, rng):
+    make_tree(tmp_path, BIRDS, rng, metadata="poses_metadata.npz")
+    changed = {name: value for name, value in {**poses(BIRDS), **change}.items() if value is not None}
+    np.savez(tmp_path / "poses_metadata.npz", data=changed)
+    with pytest.raises(ValueError, match=f"poses_metadata.npz.*{message}"):
+        PseudoTruthSet(tmp_path / "pseudogt_512x512")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"mesh": None}, "no field mesh"), ({"texture": torch.ones(8, 8)}, "field texture is .8, 8.")],
+)
+def test_items_that_are_none_are_named(tmp_path, change, message, rng):
+    item = make_tree(tmp_path, BIRDS, rng, metadata="poses_metadata.npz")[1]
+    data = PseudoTruthSet(tmp_path / "pseudogt_512x512")
+    changed = {name: value for name, value in {**item, **change}.items() if value is not None}
+    np.savez(tmp_path / "pseudogt_512x512/1.npz", data=changed)
+    with pytest.raises(ValueError, match=rf"1\.npz: {message}"):
+        data[1]
+
+
+def test_a_file_too_few_is_noticed(tmp_path, rng):
+    make_tree(tmp_path, BIRDS, rng, metadata="cache/poses_metadata.npz")
+    (tmp_path / "pseudogt_512x512/1.npz").unlink()
+    with pytest.raises(ValueError, match="2 pseudo-truth files for 3 poses"):
+        PseudoTruthSet(tmp_path / "pseudogt_512x512")
+
+
+def test_own_and_published_files_of_the_same_thing_are_the_same(tmp_path, rng):
+    items = make_tree(tmp_path, BIRDS, rng, metadata="poses_metadata.npz")
+    published = PseudoTruthSet(tmp_path / "pseudogt_512x512", num_classes=3, image_size=12)
+    for i, item in enumerate(items):
+        maps = UVMaps(item["texture"][None].float(), item["mesh"][None])
+        write_pseudo_truth(tmp_path / "own", i, maps, item["texture_alpha"][None].float(), item["image"][None].float())
+    write_metadata(
+        tmp_path / "own",
+        paths=BIRDS,
+        labels=torch.tensor([0, 2, 1]),
+        camera=published.batch([0, 1, 2]).camera,
+        corrections=CameraCorrections(3),
+        iou=torch.ones(3),
+    )
+    own = PseudoTruthSet(tmp_path / "own", num_classes=3, image_size=12)
+    for i in range(3):
+        for name in ("alpha", "label", "image"):
+            assert torch.equal(getattr(own[i], name), getattr(published[i], name))
+        assert torch.equal(own[i].maps.texture, published[i].maps.texture)
+        assert torch.equal(own[i].maps.displacement, published[i].maps.displacement)
+        assert torch.equal(own[i].camera.shift, published[i].camera.shift)
