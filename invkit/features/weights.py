@@ -73,6 +73,12 @@ WEIGHTS: Mapping[str, Weights] = {
         "https://github.com/jkbehne/GOTStyleTranfer (models/vgg_normalised_conv3_1.pth, converted)",
         "VGG-19 up to relu3_1, scaled to unit mean activations (Li et al., WCT); a small stand-in for vgg19",
     ),
+    "mask_rcnn": Weights(
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "bf2d0c1e",
+        f"{_TORCHVISION}maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        "torchvision's Mask R-CNN; silhouettes of photographs that come without a mask",
+    ),
     "alexnet": Weights(
         "alexnet-owt-7be5be79.pth",
         "7be5be79",

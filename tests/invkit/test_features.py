@@ -122,6 +122,7 @@ def test_the_table_agrees_with_the_libraries():
         "vgg19": models.VGG19_Weights.IMAGENET1K_V1.url,
         "alexnet": models.AlexNet_Weights.IMAGENET1K_V1.url,
         "squeezenet": models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
+        "mask_rcnn": models.detection.MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url,
     }
     for name, url in urls.items():
         assert WEIGHTS[name].url == url
