@@ -1,6 +1,7 @@
 """Inputs and weights given by formulas, for which the released code's answers are known."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +15,39 @@ def hash_weights(index: int, count: int) -> Tensor:
 
 
 def fill(net: nn.Module, rho: float = 1.0) -> None:
-    """Overwrite the weights of `net` by formulas of each tensor's place in the state dict.
+    """Overwrite the weights of `net` by those of `filled`."""
+    net.load_state_dict(filled({name: tuple(value.shape) for name, value in net.state_dict().items()}, rho))
+
+
+def filled(layout: Mapping[str, tuple[int, ...]], rho: float = 1.0) -> dict[str, Tensor]:
+    """A state dict of these names and shapes, by formulas of each tensor's place in it; float64.
 
     Args:
         rho: length of the spectral vectors; below 1 it imitates those of a running average.
     """
-    state, filled = net.state_dict(), {}
-    for index, (name, old) in enumerate(state.items()):
-        value = hash_weights(index, old.numel()).view(old.shape)
+    state = {}
+    for index, (name, shape) in enumerate(layout.items()):
+        value = hash_weights(index, math.prod(shape)).view(shape)
         if name.endswith("num_batches_tracked"):
-            value = torch.zeros_like(old)
+            value = torch.tensor(0)
         elif name.endswith("running_var"):
             value = 1 + 0.5 * value
         elif name.startswith("emb_class"):
             pass
-        elif old.ndim < 2 or "projector" in name:
+        elif len(shape) < 2 or "projector" in name:
             value = 0.1 * value
         else:
-            value = value * math.sqrt(3 / math.prod(old.shape[1:]))
-        filled[name] = value * {"conv_final.weight": 0.15, "conv_mesh.weight": 0.03}.get(name, 1)
-    for name in state:
+            value = value * math.sqrt(3 / math.prod(shape[1:]))
+        state[name] = value * {"conv_final.weight": 0.15, "conv_mesh.weight": 0.03}.get(name, 1)
+    for name in layout:
         if name.endswith("weight_orig"):
-            matrix = filled[name].flatten(1)
+            matrix = state[name].flatten(1)
             v = nn.functional.normalize(
                 matrix.T @ torch.full((len(matrix),), 1 / math.sqrt(len(matrix))).double(), dim=0
             )
             u = nn.functional.normalize(matrix @ v, dim=0)
-            filled[name.replace("orig", "u")], filled[name.replace("orig", "v")] = rho * u, rho * v
-    net.load_state_dict(filled)
+            state[name.replace("orig", "u")], state[name.replace("orig", "v")] = rho * u, rho * v
+    return state
 
 
 def latent() -> Tensor:

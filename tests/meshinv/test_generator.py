@@ -93,7 +93,12 @@ REFERENCE = {
 def test_answers_are_those_of_the_released_generator(rho, dtype):
     net = Generator().double().eval().requires_grad_(False)
     fill(net, rho)
-    net = net.to(dtype)
+    assert_released_answers(net.to(dtype), rho)
+
+
+def assert_released_answers(net: Generator, rho: float) -> None:
+    """The network, filled with `rho`, answers as the released code does; to all digits where it computes in float64."""
+    dtype = net.fc.weight.dtype
     seen = {}
     net.fc.register_forward_hook(lambda module, args, out: seen.update(fc=out))
     net.blk1.register_forward_hook(lambda module, args, out: seen.update(blk1=out))
@@ -175,6 +180,7 @@ def test_in_evaluation_an_image_does_not_depend_on_its_batch(rng):
 
 
 def test_the_gradient_in_the_latent_is_the_slope(rng):
+    torch.manual_seed(0)  # a kink of the leaky ReLU may lie within the finite difference of other weights
     net = awake(small()).double().eval()
     latent = torch.randn(1, 64, generator=rng, dtype=torch.float64).requires_grad_()
     direction = torch.randn(1, 64, generator=rng, dtype=torch.float64)

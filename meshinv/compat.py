@@ -1,0 +1,506 @@
+"""The released checkpoints of MeshInversion and ConvMesh as ours, and ours in their layout.
+
+Our networks have the published names and shapes, so every tensor is copied as it is. That includes the vectors of
+spectral normalization: in a running average they are not of unit length, and the network was trained to be used with
+just these, so nothing here normalizes or estimates them again. What differs is around the tensors:
+
+    released                                            ours
+    generator                                           modules.generator
+    generator_running_avg                               modules.generator_ema, every name with the prefix "module."
+    discriminator                                       modules.discriminator
+    patchD (not in ConvMesh's files)                    modules.image_discriminator
+    iteration                                           step
+    epoch; "self.args" (ConvMesh: "args")               released.epoch, released.args
+    ConvMesh, stage 1: generator                        modules.network
+    ConvMesh, stage 1: dataset_params.ds_scale [N, 1],  modules.corrections.scale [N],
+        .ds_translation [N, 2], .ds_z0 [N, 1]               .shift [N, 2], .z0 [N]
+
+The arguments of the constructors are read off the shapes and stored as `config.task`, so that
+`invkit.run.load_module` rebuilds the networks. Optimizers and logged curves are left behind in both directions.
+"""
+
+import functools
+import inspect
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from meshinv.discriminators.patch import PatchDiscriminator
+from meshinv.discriminators.uv import UVDiscriminator
+from meshinv.generator import Generator
+from meshinv.pseudo_truth import CameraCorrections
+from meshinv.reconstruction import ReconstructionNet
+
+State = Mapping[str, Any]
+"""Names and tensors of one network; values are checked, for a file may hold anything."""
+
+BUILDABLE = {
+    Generator: {"width": (1.0,), "mesh_size": (32,), "texture_size": (128, 256, 512, 1024)},
+    UVDiscriminator: {"width": (1.0,), "mesh_size": (32,), "texture_size": (128, 256, 512, 1024)},
+    PatchDiscriminator: {},
+    ReconstructionNet: {"width": (1.0,), "mesh_size": (32,), "texture_size": (128,), "image_size": (256,)},
+}
+"""What the released code can be asked for, where ours can be asked for more."""
+
+# Arguments of a training whose networks have more inputs or other outputs than ours.
+_NOT_HERE = ("conditional_text", "conditional_color", "conditional_encoding", "texture_only")
+
+
+def read_released(path: Path | str) -> dict[str, Any]:
+    """What a released file holds, on the CPU. It cannot run code: more than tensors and plain values is refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or it asks for something that could run code; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums; files of 2020 are no archives
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"wrong checksum of {damaged}")
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file can fail in any of the readers' ways
+        message = str(error)
+        if asked := re.search(r"GLOBAL (\S+)", message):
+            raise ValueError(
+                f"{path} asks for {asked[1]}. Networks and training arguments do not need it and it might run code, so "
+                "the file is refused; save it again with tensors and plain values only, where you trust it"
+            ) from None
+        reason = message.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}); get it again") from error
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path} holds a {type(payload).__name__} and not the dictionary of a released checkpoint")
+    return payload
+
+
+def architecture(state: State) -> dict[str, Any]:
+    """The keywords of the `Generator` that these published tensors are of.
+
+    Raises:
+        ValueError: an entry that tells is missing, or the generator is of a kind that we do not have.
+    """
+    for name in state:
+        if name.startswith("att."):
+            raise ValueError(f"has {name}: it is conditioned on text, and there is no such generator here")
+        if name.startswith("emb") and name != "emb_class.weight":
+            raise ValueError(
+                f"has the embedding {name}: it is conditioned on more than classes (such as colors), and there is no "
+                "such generator here"
+            )
+    channels = _shape(state, "blk1.conv1.weight_orig", 4)[0]
+    rows, condition_dim = _shape(state, "fc.weight", 2)
+    num_classes, latent_dim = 0, condition_dim
+    if "emb_class.weight" in state:
+        num_classes, embedding_dim = _shape(state, "emb_class.weight", 2)
+        latent_dim = condition_dim - embedding_dim
+        if latent_dim != embedding_dim:
+            raise ValueError(
+                f"emb_class.weight has {embedding_dim} columns and fc.weight leaves {latent_dim} to the latent; "
+                "in our generators the two are alike"
+            )
+    if rows not in (32 * channels, 64 * channels):
+        raise ValueError(f"fc.weight has {rows} rows, not {channels} x 8 x 4 (symmetric) or {channels} x 8 x 8")
+    blocks = {name.partition(".")[0] for name in state}
+    doublings = max((i for i, name in enumerate(("blk3a", "blk3b", "blk3c"), start=1) if name in blocks), default=0)
+    return {
+        "num_classes": num_classes,
+        "latent_dim": latent_dim,
+        "width": channels / 512,
+        "texture_size": 128 * 2**doublings,
+        "symmetric": rows == 32 * channels,
+    }
+
+
+def discriminator_architecture(state: State, texture_size: int) -> dict[str, Any]:
+    """The keywords of the `UVDiscriminator` that these published tensors are of.
+
+    Args:
+        texture_size: the generator's; convolutions do not tell it.
+
+    Raises:
+        ValueError: an entry that tells is missing, or the discriminator is of a kind that we do not have.
+    """
+    if "d2.conv5.weight_orig" in state:
+        raise ValueError("d2 judges the texture alone (texture_only), and there is no such discriminator here")
+    classes = "d1.projector.weight"
+    return {
+        "num_classes": _shape(state, classes, 2)[0] if classes in state else 0,
+        "texture_size": texture_size,
+        "width": _shape(state, "d1.conv4.weight_orig", 4)[0] / 512,
+        "num_scales": 3 if any(name.startswith("d3.") for name in state) else 2,
+    }
+
+
+def image_discriminator_architecture(state: State) -> dict[str, Any]:
+    """The keywords of the `PatchDiscriminator` that these published tensors are of.
+
+    Raises:
+        ValueError: an entry that tells is missing.
+    """
+    channels, in_channels = _shape(state, "model.0.weight", 4)[:2]
+    kernels = [name for name, value in state.items() if isinstance(value, Tensor) and value.ndim == 4]
+    return {"in_channels": in_channels, "num_layers": len(kernels) - 2, "width": channels / 64}
+
+
+def reconstruction_architecture(state: State) -> dict[str, Any]:
+    """The keywords of the `ReconstructionNet` that these published tensors are of.
+
+    Raises:
+        ValueError: an entry that tells is missing.
+    """
+    channels = _shape(state, "blk1.conv2.weight", 4)[0]
+    rows = _shape(state, "fc1_tex.weight", 2)[0]
+    if rows not in (4 * channels, 8 * channels):
+        raise ValueError(f"fc1_tex.weight has {rows} rows, not {channels // 2} x 4 x 2 (symmetric) or x 4 x 4")
+    return {"width": channels / 512, "texture_size": 128, "symmetric": rows == 4 * channels}
+
+
+def from_released(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Our checkpoint of a released one: step, config.task, modules, released.{epoch, args}.
+
+    Args:
+        payload: of the GAN, of which evaluation-only files hold `generator_running_avg` alone, or of ConvMesh's first
+            stage.
+
+    Raises:
+        ValueError: an entry is missing, unknown or of the wrong shape, or a network is of a kind that we do not have.
+    """
+    if "modules" in payload:
+        raise ValueError("this is one of our checkpoints; --to-released converts it to the released layout")
+    arguments = released_arguments(payload)
+    for name in _NOT_HERE:
+        if arguments.get(name):
+            raise ValueError(f"was trained with {name}={arguments[name]!r}, and there is no such network here")
+    states = {
+        entry: _bare(payload[entry], entry)
+        for entry in ("generator", "generator_running_avg", "discriminator", "patchD", "dataset_params")
+        if entry in payload
+    }
+    networks = _from_stage_1 if "conv1e.weight" in states.get("generator", {}) else _from_gan
+    task, modules = networks(states)
+    return {
+        "step": _count(payload, "iteration"),
+        "config": {"task": task},
+        "modules": modules,
+        "released": {"epoch": _count(payload, "epoch"), "args": arguments},
+    }
+
+
+def to_released(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The released layout of one of our checkpoints, in float32: networks, epoch, iteration and the arguments.
+
+    The released code can draw from such networks and compare them, but not go on training: its optimizers are missing.
+    Where the checkpoint was not itself converted, the epoch, which it does not know, is 0 and the arguments are those
+    that describe the networks.
+
+    Raises:
+        ValueError: there is no network of the method in it, or one that the released code cannot build; the field is
+            named.
+    """
+    modules, config = payload.get("modules"), payload.get("config")
+    if not isinstance(modules, Mapping) or not isinstance(config, Mapping):
+        raise ValueError("this is not one of our checkpoints: it has no modules and config")
+    task = config.get("task", {})
+    if "network" in modules:
+        released, arguments, key = *_to_stage_1(task, modules), "args"
+    else:
+        released, arguments, key = *_to_gan(task, modules), "self.args"
+    about = payload.get("released", {"epoch": 0, "args": arguments})
+    return {**released, "epoch": about["epoch"], "iteration": payload.get("step", 0), key: about["args"] or arguments}
+
+
+def released_arguments(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """The training's arguments as a released file stores them, in plain values; empty where it stores none."""
+    arguments = payload.get("self.args", payload.get("args", {}))
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"the training arguments are a {type(arguments).__name__} and not a dictionary")
+    return _plain(arguments)
+
+
+# ---- From the released layout ------------------------------------------------------------------------------------
+
+
+def _from_gan(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, State]]:
+    """config.task and modules."""
+    generators = {
+        "generator": ("generator", ""),
+        "generator_running_avg": ("generator_ema", "module."),
+    }
+    first = next((entry for entry in generators if entry in states), None)
+    if first is None:
+        raise ValueError(f"has neither generator nor generator_running_avg, only {sorted(states) or 'other entries'}")
+    with _speaking_of(first):
+        keywords = architecture(states[first])
+    task, modules = {"generator": _node(Generator, keywords)}, {}
+    for entry, (name, prefix) in generators.items():
+        if entry in states:
+            with _speaking_of(entry):
+                fitting = _fitting(states[entry], Generator, keywords)
+            modules[name] = {f"{prefix}{key}": value for key, value in fitting.items()}
+    if "discriminator" in states:
+        with _speaking_of("discriminator"):
+            state = states["discriminator"]
+            keywords = discriminator_architecture(state, keywords["texture_size"])
+            modules["discriminator"] = _fitting(state, UVDiscriminator, keywords)
+        task["discriminator"] = _node(UVDiscriminator, keywords)
+    if "patchD" in states:
+        with _speaking_of("patchD"):
+            keywords = image_discriminator_architecture(states["patchD"])
+            modules["image_discriminator"] = _fitting(states["patchD"], PatchDiscriminator, keywords)
+        task["image_discriminator"] = _node(PatchDiscriminator, keywords)
+    return task, modules
+
+
+def _from_stage_1(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, State]]:
+    """config.task and modules."""
+    with _speaking_of("generator"):
+        keywords = reconstruction_architecture(states["generator"])
+        modules = {"network": _fitting(states["generator"], ReconstructionNet, keywords)}
+    task = {"network": _node(ReconstructionNet, keywords)}
+    if "dataset_params" in states:
+        with _speaking_of("dataset_params"):
+            table = states["dataset_params"]
+            count = _shape(table, "ds_scale", 2)[0]
+            names = {"ds_scale": "scale", "ds_translation": "shift", "ds_z0": "z0"}
+            corrections = {names.get(name, name): value for name, value in table.items()}
+            for name in {"ds_scale", "ds_z0"} & table.keys():
+                if _shape(table, name, 2)[1] == 1:
+                    corrections[names[name]] = table[name][:, 0]
+            keywords = {"num_images": count, "perspective": "z0" in corrections}
+            modules["corrections"] = _fitting(corrections, CameraCorrections, keywords)
+        task["corrections"] = _node(CameraCorrections, keywords)
+    return task, modules
+
+
+# ---- To the released layout --------------------------------------------------------------------------------------
+
+
+def _to_gan(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict[str, State], dict[str, Any]]:
+    """Networks and the arguments that describe them."""
+    if not {"generator", "generator_ema"} & modules.keys():
+        raise ValueError(f"holds no generator or generator_ema, only {sorted(modules)}")
+    kinds = {
+        "generator": ("generator", "generator", Generator),
+        "generator_ema": ("generator_running_avg", "generator", Generator),
+        "discriminator": ("discriminator", "discriminator", UVDiscriminator),
+        "image_discriminator": ("patchD", "image_discriminator", PatchDiscriminator),
+    }
+    released, keywords = {}, {}
+    for name, (entry, key, network) in kinds.items():
+        if name in modules:
+            keywords[key] = _buildable(task, key, network)
+            released[entry] = _released_state(modules[name], name, network, keywords[key])
+    made = keywords["generator"]
+    if made["num_classes"] and made["latent_dim"] != 64:
+        raise ValueError(
+            f"task.generator.latent_dim={made['latent_dim']}: the released code embeds classes in 64 numbers"
+        )
+    arguments = {
+        "texture_resolution": made["texture_size"],
+        "mesh_resolution": 32,
+        "symmetric_g": made["symmetric"],
+        "conditional_class": made["num_classes"] > 0,
+        "n_classes": [made["num_classes"]],
+        "latent_dim": made["latent_dim"],
+        "norm_g": "syncbatch",
+    }
+    if judge := keywords.get("discriminator"):
+        for field in ("texture_size", "num_classes"):
+            if judge[field] != made[field]:
+                raise ValueError(
+                    f"task.discriminator.{field}={judge[field]} and task.generator.{field}={made[field]}: the released "
+                    "code builds both alike"
+                )
+        three = judge["num_scales"] == 3 or (judge["num_scales"] is None and judge["texture_size"] >= 512)
+        arguments |= {"norm_d": "none", "num_discriminators": 3 if three else 2}
+    if "patchD" in released:
+        read = image_discriminator_architecture(released["patchD"])
+        doubling = _layout(PatchDiscriminator, read)
+        if any(value.shape != doubling[name][0] for name, value in released["patchD"].items()):
+            raise ValueError(
+                f"task.image_discriminator.width={keywords['image_discriminator']['width']}: its layers do not double "
+                "in width, as all of the released code's do"
+            )
+        ndf = round(64 * read["width"])
+        arguments |= {"input_nc": read["in_channels"], "ndf": ndf, "n_layers_D": read["num_layers"], "norm": "instance"}
+        arguments["netD"] = "basic" if read["num_layers"] == 3 else "n_layers"
+    return released, arguments
+
+
+def _to_stage_1(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict[str, State], dict[str, Any]]:
+    """Networks and the arguments that describe them."""
+    keywords = _buildable(task, "network", ReconstructionNet)
+    released = {"generator": _released_state(modules["network"], "network", ReconstructionNet, keywords)}
+    perspective = False
+    if "corrections" in modules:
+        # A run of ours builds the corrections from its data, so its configuration does not describe them.
+        with _speaking_of("corrections"):
+            count, perspective = _shape(modules["corrections"], "scale", 1)[0], "z0" in modules["corrections"]
+        state = _released_state(
+            modules["corrections"], "corrections", CameraCorrections, {"num_images": count, "perspective": perspective}
+        )
+        released["dataset_params"] = {
+            {"scale": "ds_scale", "shift": "ds_translation", "z0": "ds_z0"}[name]: value.view(count, -1)
+            for name, value in state.items()
+        }
+    arguments = {
+        "texture_resolution": 128,
+        "mesh_resolution": 32,
+        "image_resolution": 256,
+        "symmetric": keywords["symmetric"],
+        "optimize_deltas": "corrections" in modules,
+        "optimize_z0": perspective,
+    }
+    return released, arguments
+
+
+def _buildable(task: Mapping[str, Any], name: str, network: type[nn.Module]) -> dict[str, Any]:
+    """All keywords of task.<name>, given or default.
+
+    Raises:
+        ValueError: it is another network, or one that the released code cannot build.
+    """
+    node, target = task.get(name), _node(network, {})["_target_"]
+    if not isinstance(node, Mapping) or node.get("_target_") != target:
+        found = node.get("_target_") if isinstance(node, Mapping) else node
+        raise ValueError(f"task.{name} of its stored configuration is {found}; the released code has only {target}")
+    defaults = {parameter.name: parameter.default for parameter in inspect.signature(network).parameters.values()}
+    keywords = {**defaults, **{key: value for key, value in node.items() if not key.startswith("_")}}
+    for field, allowed in BUILDABLE[network].items():
+        if keywords[field] not in allowed:
+            listed = " or ".join(map(str, allowed))
+            raise ValueError(f"task.{name}.{field}={keywords[field]}: the released code builds {listed} only")
+    return keywords
+
+
+def _released_state(
+    state: State, name: str, network: type[nn.Module], keywords: Mapping[str, Any]
+) -> dict[str, Shaped[Tensor, "..."]]:
+    with _speaking_of(name):
+        fitting = _fitting(_bare(state, name), network, keywords)
+    return {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
+
+
+# ---- Both --------------------------------------------------------------------------------------------------------
+
+
+def _node(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {"_target_": f"{network.__module__}.{network.__qualname__}", **keywords}
+
+
+def _layout(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, tuple[torch.Size, bool]]:
+    """Name -> shape and whether it is of floating point, of the network's entries."""
+    return _layout_of(network, tuple(sorted(keywords.items())))
+
+
+@functools.lru_cache(maxsize=16)
+def _layout_of(network: type[nn.Module], keywords: tuple[tuple[str, Any], ...]) -> dict[str, tuple[torch.Size, bool]]:
+    # On the CPU, as it is quicker than on the meta device; nobody's random numbers are used up.
+    with torch.random.fork_rng(devices=[]):
+        state = network(**dict(keywords)).state_dict()
+    return {name: (value.shape, value.is_floating_point()) for name, value in state.items()}
+
+
+def _fitting(state: State, network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
+    """The entries in the network's order, the very tensors. A count of batches, which nothing uses, may be missing.
+
+    Raises:
+        ValueError: they are not those of the network.
+    """
+    layout = _layout(network, keywords)
+    missing = [name for name in layout if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in layout]
+    if missing:
+        raise ValueError(f"lacks {_first(missing)}; the other entries are those of {_described(network, keywords)}")
+    if unknown:
+        raise ValueError(f"has {_first(unknown)}, which {_described(network, keywords)} does not have")
+    fitting = {}
+    for name, (shape, floating) in layout.items():
+        value = state.get(name, torch.zeros((), dtype=torch.int64))
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__} and not a tensor")
+        if value.shape != shape:
+            raise ValueError(
+                f"{name} is {list(value.shape)} and not {list(shape)}, as in {_described(network, keywords)}"
+            )
+        if value.is_floating_point() != floating:
+            raise ValueError(f"{name} is {value.dtype} and not {'of floating point' if floating else 'a whole number'}")
+        fitting[name] = value.detach()
+    return fitting
+
+
+def _shape(state: State, name: str, ndim: int) -> tuple[int, ...]:
+    if name not in state:
+        raise ValueError(f"lacks {name}")
+    if not isinstance(state[name], Tensor) or state[name].ndim != ndim:
+        found = list(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
+        raise ValueError(f"{name} is {found} and not a tensor of {ndim} dimensions")
+    return tuple(state[name].shape)
+
+
+def _bare(state: Any, name: str) -> dict[str, Any]:
+    """The state without the prefix that DataParallel and running averages put before every name."""
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f"{name} is not a dictionary of named tensors")
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
+
+
+@contextmanager
+def _speaking_of(entry: str) -> Iterator[None]:
+    """Puts the entry's name before what is said of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{entry}: {error}") from None
+
+
+def _count(payload: Mapping[str, Any], name: str) -> int:
+    """The number under that name; 0 where there is none."""
+    value = _plain(payload.get(name, 0))
+    if not isinstance(value, int):
+        raise ValueError(f"{name} is {value!r} and not a whole number")
+    return value
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def _described(network: type[nn.Module], keywords: Mapping[str, Any]) -> str:
+    return f"{network.__name__}({', '.join(f'{key}={value}' for key, value in keywords.items())})"
+
+
+def _plain(value: Any) -> Any:
+    """The value in what our checkpoints may hold; anything else as text."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, int | str) else str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    return value if value is None or isinstance(value, bool | int | float | str | bytes | Tensor) else str(value)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What is called to read a pickled number of numpy, under its old and its new name."""
+    scalar = np.float64(0).__reduce__()[0]
+    numbers = [np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64]
+    names = [(scalar, f"numpy.{folder}.multiarray.scalar") for folder in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(number)) for number in numbers)]
