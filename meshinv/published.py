@@ -7,6 +7,7 @@ state it could then set to anything.
 
 import math
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
@@ -36,6 +37,7 @@ STORAGES = {
 
 ARRAY_KINDS = "biufcSUO"
 MAX_DEPTH = 8
+LARGEST = 1e6  # no number of a camera comes near it; NaN is not below it either
 
 
 def read_npz(path: str | Path) -> dict[str, Any]:
@@ -103,7 +105,8 @@ def weak_perspective(rows: np.ndarray, path: Path) -> Camera:
         ValueError: a scale is not positive or a rotation is no unit quaternion.
     """
     scale, shift, quat = rows[:, 0], rows[:, 1:3], rows[:, 4:]
-    sound = np.isfinite(rows).all(1) & (scale > 0) & (abs(np.linalg.norm(quat, axis=1) - 1) < 1e-3)
+    sound = (abs(rows) < LARGEST).all(1)
+    sound[sound] = (scale[sound] > 0) & (abs(np.linalg.norm(quat[sound], axis=1) - 1) < 1e-3)
     if not sound.all():
         first = int(np.flatnonzero(~sound)[0])
         raise ValueError(
@@ -154,7 +157,7 @@ class _Forbidden(Exception):
 
 def _read_pickle(pickled: bytes, path: Path) -> Any:
     try:
-        return _plain(_Reader(BytesIO(pickled)).load())
+        return _plain(_next_pickle(_Reader, BytesIO(pickled)))
     except _Forbidden as error:
         raise ValueError(
             f"{path} names {error}, which data are not made of; nothing was run. Get the file from its authors"
@@ -178,6 +181,16 @@ class _StorageReader(_Reader):
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
+
+
+def _next_pickle(reader: type[_Reader], file: BytesIO) -> Any:
+    """What the next pickle in a file holds. Its lengths are checked first, as pickle makes room before it looks."""
+    start = file.tell()
+    for opcode, argument, _ in pickletools.genops(file):
+        if "PUT" in opcode.name and argument > len(file.getbuffer()):
+            raise ValueError(f"more than {argument} objects in {len(file.getbuffer())} bytes")
+    file.seek(start)
+    return reader(file).load()
 
 
 class _Function:
@@ -232,7 +245,9 @@ class _Array:
 
 def _from_bytes(content: bytes | bytearray, dtype: np.dtype) -> np.ndarray:
     """A writable vector in the machine's byte order."""
-    return np.frombuffer(content, dtype).astype(dtype.newbyteorder("="))
+    if not isinstance(content, bytes | bytearray):
+        raise ValueError(f"numbers given as {type(content).__name__}")
+    return np.frombuffer(bytes(content), dtype).astype(dtype.newbyteorder("="))
 
 
 def _reconstructed(*_: Any) -> _Array:
@@ -260,7 +275,7 @@ def _storage(content: bytes) -> _Array:
     """A tensor's numbers, from what torch.save wrote before version 1.6: magic number, version, machine, description,
     keys, each a pickle, then the number of elements and the elements."""
     file = BytesIO(content)
-    *_, described, _ = (_StorageReader(file).load() for _ in range(5))
+    *_, described, _ = (_next_pickle(_StorageReader, file) for _ in range(5))
     kind, dtype, *_ = described
     (count,) = struct.unpack("<q", file.read(8))
     if kind != "storage" or dtype not in STORAGES.values() or count < 0:

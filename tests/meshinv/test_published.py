@@ -380,6 +380,20 @@ def test_a_changed_byte_is_noticed(tmp_path, rng):
         read_npz(tmp_path / "x.npz")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x05\x96" + (2**45).to_bytes(8, "little") + b"abc.",  # a bytearray
+        b"\x80\x04\x8e" + (2**45).to_bytes(8, "little") + b"abc.",  # bytes
+        b"\x80\x02]r" + (2**32 - 1).to_bytes(4, "little") + b".",  # the place of an object among all
+    ],
+)
+def test_a_wrong_length_takes_no_memory(tmp_path, content):
+    (tmp_path / "cam.pickle").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cam\.pickle is damaged.*(remain|more than)"):
+        read_cameras(tmp_path / "cam.pickle")
+
+
 def test_objects_beside_data_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", mesh=np.ones(3), path=np.array(["a", None], dtype=object))
     with pytest.raises(ValueError, match=r"x\.npz.*neither published nor plain"):
@@ -397,6 +411,7 @@ def test_objects_beside_data_are_refused(tmp_path):
         ({"translation": ["a", "b", "c"]}, "camera 1: field translation .* not 3 numbers"),
         ({"scale": torch.tensor([[-0.5]])}, "camera 1 is .* has to be positive"),
         ({"scale": torch.tensor([[torch.nan]])}, "camera 1 is .* has to be positive"),
+        ({"translation": np.array([[1e300, 0, 0]])}, "camera 1 is .*"),
         ({"rotation": torch.ones(1, 4)}, "camera 1 is .* a unit quaternion"),
     ],
 )
