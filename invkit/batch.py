@@ -4,9 +4,9 @@ Cameras, views and renderings all need the same few moves: to a device, to a sub
 They are written once here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,18 +15,11 @@ Record = TypeVar("Record", bound="Batch")
 
 
 class Batch:
-    """Mixin for frozen dataclasses whose fields are tensors, other batches or None."""
+    """Mixin for frozen dataclasses whose fields are tensors, other batches, mappings of these, or None."""
 
     def map(self: Record, function: Callable[[Tensor], Tensor]) -> Record:
         """The same record with `function` applied to every tensor in it."""
-        changed = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = function(value)
-            elif isinstance(value, Batch):
-                changed[field.name] = value.map(function)
-        return replace(self, **changed)
+        return replace(self, **{field.name: _mapped(getattr(self, field.name), function) for field in fields(self)})
 
     def to(self: Record, device: torch.device | str, *, dtype: torch.dtype | None = None) -> Record:
         """The same record on `device`; `dtype` converts the floating-point tensors alone."""
@@ -38,8 +31,9 @@ class Batch:
     def __len__(self) -> int:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor | Batch):
-                return len(value)
+            for part in value.values() if isinstance(value, Mapping) else [value]:
+                if isinstance(part, Tensor | Batch):
+                    return len(part)
         return 0
 
     def __getitem__(self: Record, index: int | slice | Sequence[int] | Tensor) -> Record:
@@ -63,17 +57,27 @@ class Batch:
         """
         if not parts:
             raise ValueError(f"nothing to join into a {cls.__name__}")
-        joined = {}
-        for field in fields(parts[0]):
-            values = [getattr(part, field.name) for part in parts]
-            if isinstance(values[0], Batch):
-                joined[field.name] = type(values[0]).cat(values)
-            elif isinstance(values[0], Tensor):
-                if not all(isinstance(v, Tensor) for v in values):
-                    raise ValueError(f"{cls.__name__}.{field.name} is missing in some of the parts to join")
-                joined[field.name] = torch.cat(values)
-            else:
-                if any(isinstance(v, Tensor | Batch) for v in values):
-                    raise ValueError(f"{cls.__name__}.{field.name} is missing in some of the parts to join")
-                joined[field.name] = values[0]
+        names = [field.name for field in fields(parts[0])]
+        joined = {name: _joined([getattr(part, name) for part in parts], f"{cls.__name__}.{name}") for name in names}
         return replace(parts[0], **joined)
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Batch):
+        return value.map(function)
+    if isinstance(value, Mapping):
+        return {key: _mapped(part, function) for key, part in value.items()}
+    return value
+
+
+def _joined(values: Sequence[Any], name: str) -> Any:
+    if isinstance(values[0], Batch):
+        return type(values[0]).cat(values)
+    if isinstance(values[0], Mapping):
+        return {key: _joined([value[key] for value in values], f"{name}[{key!r}]") for key in values[0]}
+    given = [isinstance(value, Tensor | Batch) for value in values]
+    if any(given) and not all(given):
+        raise ValueError(f"{name} is missing in some of the parts to join")
+    return torch.cat(values) if given[0] else values[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from invkit.data.dataset import ImageSet
 from invkit.metrics.iou import iou
-from invkit.objective import Objective, total
+from invkit.objective import Objective, Targets, total
 from invkit.protocols import Init, Prior, Renderer, Score
 from invkit.records import Record, RecordStore, Trace
 from invkit.types import Estimate, Guess, Views
@@ -42,12 +42,15 @@ class Inverter:
 
     Args:
         init: gives the first guess.
+        objective: what is minimized. What it needs of the photographs is computed once for each search.
         betas: of Adam, for the latents and for the cameras alike.
         warm_up: step k, counted from 1, has its rates multiplied by k / warm_up as long as k < warm_up.
         optimize_camera: search the cameras too: rotation, scale and shift; the perspective stays as it is.
         normalize_quaternion: keep rotations rotations and scales positive. The released MeshInversion code lets the
             quaternion leave the unit sphere, which shears the object; False does as it does.
         extras: fields of `Rendering` that the objective reads beside rgb and mask, such as soft_mask.
+        init_objective: by which `init` compares guesses; None takes `objective`. One without a costly term tries many
+            times as many guesses in the same time, and the best of them by either is mostly as good a start.
     """
 
     def __init__(
@@ -63,11 +66,13 @@ class Inverter:
         optimize_camera: bool = True,
         normalize_quaternion: bool = True,
         extras: Sequence[str] = (),
+        init_objective: Objective | None = None,
     ) -> None:
         self.prior, self.renderer, self.init, self.objective = prior, renderer, init, objective
         self.stages, self.betas, self.warm_up = tuple(stages), tuple(betas), warm_up
         self.optimize_camera, self.normalize_quaternion = optimize_camera, normalize_quaternion
         self.extras = frozenset(extras)
+        self.init_objective = objective if init_objective is None else init_objective
 
     def __call__(self, views: Views) -> tuple[Estimate, Trace]:
         """The estimates after the last step, rendered, and how the search went.
@@ -76,9 +81,11 @@ class Inverter:
             ValueError: images cannot be searched (not finite, empty mask, impossible camera); all of them are named.
         """
         refuse_unusable(views)
+        targets = self.objective.targets(views)
+        shared = self.init_objective is self.objective
         with torch.no_grad():
-            start = self.init(self.prior, views, self.score(views))
-        return self.refine(start, views)
+            start = self.init(self.prior, views, self.score(targets if shared else views))
+        return self.refine(start, targets)
 
     def estimate(self, guess: Guess) -> Estimate:
         """What a guess looks like."""
@@ -86,28 +93,35 @@ class Inverter:
         image = self.renderer(scene, guess.camera, extras=self.extras)
         return Estimate(guess.latent, guess.camera, scene, image, guess.label)
 
-    def score(self, views: Views) -> Score:
-        """The objective as a function of guesses about `views`."""
+    def score(self, target: Targets | Views) -> Score:
+        """The `init_objective` as a function of guesses about the photographs.
+
+        Args:
+            target: the photographs, or `init_objective.targets` of them.
+        """
+        targets = self.init_objective.targets(target) if isinstance(target, Views) else target
 
         @torch.no_grad()
         def of_guesses(guess: Guess) -> Float[Tensor, "B"]:
-            per_image, rest = divmod(len(guess), len(views))
-            if rest:
-                raise ValueError(f"{len(guess)} guesses cannot be shared out evenly to {len(views)} images")
-            return total(self.objective(self.estimate(guess), views.repeat(per_image)))
+            return total(self.init_objective(self.estimate(guess), targets))
 
         return of_guesses
 
-    def refine(self, start: Guess, views: Views) -> tuple[Estimate, Trace]:
-        """The search from a given start; see `__call__`."""
+    def refine(self, start: Guess, target: Targets | Views) -> tuple[Estimate, Trace]:
+        """The search from a given start; see `__call__`.
+
+        Args:
+            target: the photographs, or `objective.targets` of them.
+        """
+        targets = self.objective.targets(target) if isinstance(target, Views) else target
         state = _State(start.detach(), self.betas, self.optimize_camera, self.normalize_quaternion)
         columns, overlaps = [], []
 
         def look() -> tuple[Estimate, Float[Tensor, "B"]]:
             estimate = self.estimate(state.guess())
-            terms = self.objective(estimate, views)
+            terms = self.objective(estimate, targets)
             columns.append(torch.stack(list(terms.values()), dim=1).detach())
-            overlaps.append(iou(estimate.image.mask.detach(), views.mask))
+            overlaps.append(iou(estimate.image.mask.detach(), targets.views.mask))
             return estimate, total(terms)
 
         for latent_rate, camera_rate in self._rates():

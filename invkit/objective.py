@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit.protocols import Term
+from invkit.batch import Batch
+from invkit.protocols import Prepared, Term
 from invkit.types import Estimate, Views
 
 
@@ -22,6 +23,19 @@ class WeightedTerm:
 
     weight: float
     function: Term
+
+
+@dataclass(frozen=True)
+class Targets(Batch):
+    """What an objective needs of the photographs, in all the steps of a search.
+
+    Args:
+        views: the photographs.
+        prepared: what the terms that are `Prepared` made of them, by the name of the term.
+    """
+
+    views: Views
+    prepared: Mapping[str, Batch]
 
 
 class Objective:
@@ -39,9 +53,36 @@ class Objective:
         if not self.terms:
             raise ValueError("an objective needs a term whose weight is above 0")
 
-    def __call__(self, estimate: Estimate, target: Views) -> dict[str, Float[Tensor, "B"]]:
-        """The weighted terms."""
-        return {name: term.weight * term.function(estimate, target) for name, term in self.terms.items()}
+    @torch.no_grad()
+    def targets(self, views: Views) -> Targets:
+        """What the terms need of these photographs.
+
+        Raises:
+            ValueError: a term has nothing to compare with in some of the images.
+        """
+        functions = {name: term.function for name, term in self.terms.items()}
+        return Targets(views, {name: f.target(views) for name, f in functions.items() if isinstance(f, Prepared)})
+
+    def __call__(self, estimate: Estimate, target: Targets | Views) -> dict[str, Float[Tensor, "B"]]:
+        """The weighted terms.
+
+        Args:
+            estimate: one hypothesis about each image, or K of each, those about one image after another.
+            target: the photographs, best as `targets` of them where they are looked at more than once.
+
+        Raises:
+            ValueError: the hypotheses cannot be shared out evenly.
+        """
+        targets = self.targets(target) if isinstance(target, Views) else target
+        per_image, rest = divmod(len(estimate), len(targets))
+        if rest:
+            raise ValueError(f"{len(estimate)} guesses cannot be shared out evenly to {len(targets)} images")
+        values = {}
+        for name, term in self.terms.items():
+            own = targets.prepared[name] if isinstance(term.function, Prepared) else targets.views
+            # Repeated for one term at a time: targets can be large.
+            values[name] = term.weight * term.function(estimate, own if per_image == 1 else own.repeat(per_image))
+        return values
 
 
 def total(terms: Mapping[str, Float[Tensor, "B"]]) -> Float[Tensor, "B"]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from invkit.batch import Batch
 from invkit.camera import Camera
 from invkit.types import Estimate, Guess, Rendering, Views
 
@@ -19,11 +20,34 @@ if TYPE_CHECKING:
 
 Scene = TypeVar("Scene")
 
-Term = Callable[[Estimate, Views], Float[Tensor, "B"]]
-"""A loss with its hyperparameters bound: one value for each image, never reduced over the batch."""
+Term = Callable[[Estimate, Any], Float[Tensor, "B"]]
+"""A loss with its hyperparameters bound: one value for each image, never reduced over the batch.
+
+It compares with the photographs' `Views`, or, where it is `Prepared`, with what it has made of them.
+"""
 
 Score = Callable[[Guess], Float[Tensor, "B"]]
 """Objective of each guess, without gradient; K guesses for each image, those of one image after another."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """A term that needs more of the photographs than their pixels: points, features, statistics.
+
+    They are the same at every step of a search, so they are computed once.
+    """
+
+    def target(self, views: Views) -> Batch:
+        """What is compared with: for each image what it would be alone, apart from padding.
+
+        Raises:
+            ValueError: an image has nothing to compare with; the message names its `index`.
+        """
+        ...
+
+    def __call__(self, estimate: Estimate, target: Any) -> Float[Tensor, "B"]:
+        """The loss of each hypothesis, given what `target` made of the photographs."""
+        ...
 
 
 @runtime_checkable

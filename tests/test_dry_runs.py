@@ -1,25 +1,38 @@
-"""Every experiment, run for two steps by its own script on a few synthetic birds; the paper's sizes included."""
+"""Every experiment, run for two steps by its own script on a few synthetic photographs; the paper's sizes included."""
 
 import hashlib
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from invkit import checkpoint
 from invkit.camera import Camera
+from invkit.data import cub
 from invkit.data.synthetic import write_birds
 from invkit.run import load_module
+from invkit.train import loop
 from meshinv.generator import Generator
+from meshinv.layers import BatchNorm
 from meshinv.mesh import UVMaps
-from meshinv.pseudo_truth import CameraCorrections, write_metadata, write_pseudo_truth
-from tests.test_configs import EXPERIMENTS, SCRIPTS, command, composed
+from meshinv.pseudo_truth import CameraCorrections, PseudoTruthSet, write_metadata, write_pseudo_truth
+from meshinv.tasks.gan import GanTask
+from meshinv.template import mirror_maps
+from tests.invkit import test_pascal3d
+from tests.test_configs import CONFIGS, EXPERIMENTS, SCRIPTS, command, composed
 
 BIRDS = 4
+FULL_SIZE = "meshinv_pretrain_cub"
+"""The one experiment that is run at the paper's size."""
+pytestmark = pytest.mark.filterwarnings("ignore:fid@")
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +43,34 @@ def birds(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def cars(tmp_path_factory) -> Path:
+    """PASCAL3D+ as it is published; three of the four training pictures are from ImageNet."""
+    root = tmp_path_factory.mktemp("cars")
+    for split in ("train", "val"):
+        test_pascal3d.write(root, split)
+    return root
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory, birds) -> Path:
+    """The birds as somebody's own photographs: RGBA, and a manifest with classes, splits and cameras."""
+    root = tmp_path_factory.mktemp("photographs")
+    rows = []
+    for split in ("train", "test"):
+        for record in cub.read_records(birds, split):
+            picture = np.dstack([np.asarray(Image.open(record.path)), 255 * record.mask.astype(np.uint8)])
+            image = f"{record.path.stem}.png"
+            Image.fromarray(picture).save(root / image)
+            # CMR counts pixels from 1 at their centers, a manifest from the corner of the photograph.
+            camera = replace(record.camera, shift=record.camera.shift - 0.5).to_cmr()[0].tolist()
+            rows.append({"image": image, "label": f"species {record.label}", "split": split, "camera": camera})
+    (root / "manifest.json").write_text(json.dumps({"images": rows}))
+    return root
+
+
+@pytest.fixture(scope="module")
 def pseudo_truth(tmp_path_factory):
-    """Pseudo ground truth of any texture size, made once for each."""
+    """Pseudo ground truth of any texture size, made once for each; the learned corrections enlarge objects by 0.1."""
     made: dict[int, Path] = {}
 
     def of_size(size: int) -> Path:
@@ -41,13 +80,15 @@ def pseudo_truth(tmp_path_factory):
             for i in range(BIRDS):
                 alpha = torch.ones(1, 1, size, size)
                 maps = UVMaps(torch.rand(1, 3, size, size, generator=rng), torch.zeros(1, 3, 32, 32))
-                write_pseudo_truth(folder, i, maps, alpha, torch.zeros(1, 3, 8, 8))
+                write_pseudo_truth(folder, i, maps, alpha, torch.rand(1, 3, 64, 64, generator=rng))
+            corrections = CameraCorrections(BIRDS)
+            torch.nn.init.constant_(corrections.scale, 0.1)
             write_metadata(
                 folder,
-                paths=[f"bird_{i}" for i in range(BIRDS)],
+                paths=[f"car_imagenet/{i}" for i in range(BIRDS)],
                 labels=torch.arange(BIRDS) % 2,
                 camera=Camera.from_cmr(torch.tensor([[0.5, 0, 0, 1, 0, 0, 0.0]]).expand(BIRDS, 7)),
-                corrections=CameraCorrections(BIRDS),
+                corrections=corrections,
                 iou=torch.ones(BIRDS),
             )
         return made[size]
@@ -67,29 +108,149 @@ def training(script: str) -> list[Path]:
     return [experiment for experiment in EXPERIMENTS if command(experiment)[0] == script]
 
 
+def brief(folder: Path, steps: int = 2) -> list[str]:
+    """Overrides: few steps, few images, and no weights that would have to be there."""
+    short = [f"steps={steps}", f"save_every={steps}", f"report_every={steps}", "++task.batch_size=2"]
+    return [f"run.dir={folder}", "run.device=cpu", *short]
+
+
+def measured_on(data: list[str]) -> list[str]:
+    """Overrides: quality by two held-out pictures and a network without weights."""
+    return [*data, "++task.quality.features.weights=random", "++task.quality.count=2"]
+
+
+def roots(config: Any, root: Path, where: str = "task") -> list[str]:
+    """Overrides: every data set of photographs in `config` is at `root`."""
+    found = []
+    if isinstance(config, dict):
+        if str(config.get("_target_")).startswith("invkit.data.") and "root" in config:
+            found.append(f"{where}.root={root}")
+        for key, child in config.items():
+            found += roots(child, root, f"{where}.{key}")
+    return found
+
+
+def logged(folder: Path) -> dict[str, float]:
+    """Every number in a run's log, its last value."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {key: value for line in lines for key, value in line.items()}
+
+
 @pytest.mark.parametrize("experiment", training("train"), ids=lambda path: path.stem)
-def test_training_runs_two_steps_and_goes_on(experiment, birds, pseudo_truth, tmp_path, monkeypatch):
+def test_training_runs_two_steps_and_goes_on(experiment, birds, cars, photographs, pseudo_truth, tmp_path, monkeypatch):
     _, overrides = command(experiment)
-    config = composed(experiment)
-    shared = [*overrides, f"run.dir={tmp_path}/run", "run.device=cpu", "steps=2", "save_every=2", "report_every=2"]
-    shared.append("++task.batch_size=2")
-    if "photographs" in config["task"]:
-        shared += [f"task.data.dataset.root={birds}", f"task.photographs.root={birds}"]
-    else:
-        size = config["task"]["generator"].get("texture_size", 512)
-        shared.append(f"task.data.root={pseudo_truth(size)}")
-    run("train", shared, monkeypatch)
+    model = "full" if experiment.stem == FULL_SIZE else "small"
+    task = composed(experiment, f"model={model}")["task"]
+    data = {"folder": photographs, "p3d_car": cars}.get(experiment.stem.removeprefix("meshinv_").partition("_")[2])
+    is_gan = "generator" in task
+    overrides = [*overrides, f"model={model}", *brief(tmp_path / "run"), *roots(task, data or birds)]
+    if is_gan:
+        overrides = [*measured_on(overrides), f"task.data.root={pseudo_truth(task['generator']['texture_size'])}"]
+    run("train", overrides, monkeypatch)
     saved = sorted((tmp_path / "run" / "checkpoints").glob("checkpoint-*.pt"))
     assert saved[-1].name == "checkpoint-00000002.pt"
     assert list((tmp_path / "run" / "images").glob("*-00000002.png"))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert any(line.get("step") == 2 for line in lines)
-    if "photographs" in config["task"]:
+    numbers = logged(tmp_path / "run")
+    assert numbers["step"] == 2
+    if is_gan:
+        name = {"InceptionTV": "inception_tv", "SqueezeNet": "squeezenet"}[
+            task["quality"]["features"]["_target_"].rpartition(".")[2]
+        ]
+        best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+        assert best["score"] == numbers[f"quality/kid@{name}-random"]
+        generator = load_module(tmp_path / "run" / "checkpoints" / "best.pt", "generator", "generator_ema")
+        assert generator.texture_size == task["generator"]["texture_size"]
+    else:
         assert len(list((tmp_path / "run" / "pseudo_truth").glob("*.npz"))) == BIRDS + 1
     # The same command again finds nothing left to do.
     before = saved[-1].stat().st_mtime_ns
-    run("train", shared, monkeypatch)
+    run("train", overrides, monkeypatch)
     assert saved[-1].stat().st_mtime_ns == before
+
+
+def task_of(overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> GanTask:
+    """The task that scripts/train.py trained."""
+    seen, fit = [], loop.fit
+
+    def watched(task, *arguments, **keywords):
+        seen.append(task)
+        fit(task, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit", watched)
+        run("train", overrides, patch)
+    return seen[0]
+
+
+@pytest.mark.parametrize("preset", [None, *sorted(path.stem for path in (CONFIGS / "preset/meshinv_gan").glob("*"))])
+def test_a_preset_sets_its_switches_and_no_others(preset, birds, pseudo_truth, tmp_path, monkeypatch):
+    overrides = ["experiment=meshinv_pretrain_cub", "model=small", *brief(tmp_path, steps=3)]
+    overrides += measured_on([f"task.data.root={pseudo_truth(128)}", f"task.quality.data.root={birds}"])
+    overrides += ["quality@task.quality=squeezenet"]
+    overrides += [f"preset=meshinv_gan/{preset}"] if preset else []
+    task = task_of(overrides, monkeypatch)
+    official, fast = preset == "official", preset == "fast"
+
+    # The released code judges with the annotated cameras; stage 1 made every object larger by 0.1.
+    assert task.data[0].camera.scale.item() == pytest.approx(0.5 if official else 0.6)
+    norms = [module for module in task.generator.modules() if isinstance(module, BatchNorm)]
+    assert norms
+    assert all(norm.clamp_variance is official for norm in norms)
+    assert (task.swap_image_halves, task.measure_live) == (official, official)
+    real = PseudoTruthSet.batch(task.data, [0, 1])
+    flipped = torch.stack([task.drawn(real, step)[0].image for step in range(8)])
+    mirrored = mirror_maps(real.image) if official else real.image.flip(-1)
+    either = [
+        (image == real.image[i]).all() or (image == mirrored[i]).all() for s in flipped for i, image in enumerate(s)
+    ]
+    assert all(either)
+    saved = checkpoint.load(tmp_path / "checkpoints" / "checkpoint-00000003.pt")["modules"]
+    assert ("uncleared_gradients" in saved) is official
+    # What a fake's logit of 3 costs the generator: (3 - 1)^2, or -3 as a hinge.
+    logit = [(torch.full((1, 1, 2, 2), 3.0), None)]
+    assert task.adversarial.generator(logit * 2).item() == (4.0 if preset == "paper" else -3.0)
+    assert all(phase.autocast is (torch.bfloat16 if fast else None) for phase in task.phases)
+    weight = task.generator.get_submodule("blk4.conv1").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is fast
+
+    numbers = logged(tmp_path)
+    assert {"generator/image", "discriminator/image_real", "quality/kid@squeezenet-random"} <= numbers.keys()
+    assert all(np.isfinite(value) for value in numbers.values() if isinstance(value, float))
+
+
+def test_photographs_without_cameras_are_refused_in_a_few_words(photographs, tmp_path, monkeypatch, capsys):
+    rows = json.loads((photographs / "manifest.json").read_text())["images"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for row in rows:
+        (folder / row["image"]).symlink_to(photographs / row["image"])
+    del rows[1]["camera"]
+    (folder / "manifest.json").write_text(json.dumps({"images": rows}))
+    overrides = ["experiment=meshinv_pseudo_truth_folder", f"folder={folder}", "model=small"]
+    with pytest.raises(SystemExit) as refused:
+        run("train", [*overrides, *brief(tmp_path / "run")], monkeypatch)
+    assert refused.value.code == 2
+    said = capsys.readouterr().err
+    assert f"no camera is known of 1 of {BIRDS} photographs, first {rows[1]['image'].removesuffix('.png')}" in said
+    assert "manifest" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_category_of_ones_own_from_photographs_to_meshes(photographs, tmp_path, monkeypatch):
+    """docs/training.md: two stages, then inversion, with the classes of the manifest."""
+    shared = [f"folder={photographs}", "model=small"]
+    run("train", ["experiment=meshinv_pseudo_truth_folder", *shared, *brief(tmp_path / "stage_1")], monkeypatch)
+    overrides = ["experiment=meshinv_pretrain_folder", *shared, *brief(tmp_path / "stage_2"), "num_classes=2"]
+    overrides += [f"task.data.root={tmp_path}/stage_1/pseudo_truth", "task.data.min_iou=0", "task.quality=null"]
+    task = task_of(overrides, monkeypatch)
+    assert sorted(task.data.labels.tolist()) == [0, 0, 1, 1]
+    assert not (tmp_path / "stage_2" / "checkpoints" / "best.pt").exists()
+
+    found = ["experiment=meshinv_invert_cub", "model=small", "data=folder", f"data.root={photographs}"]
+    found += ["data.split=test", "run.device=cpu", *search(tmp_path / "stage_2")]
+    run("invert", [*found, f"run.dir={tmp_path}/found"], monkeypatch)
+    run("export", [*found, f"inversion={tmp_path}/found"], monkeypatch)
+    assert len(list((tmp_path / "found" / "meshes").glob("*.glb"))) == 2
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +280,8 @@ def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds
     _, overrides = command(experiment)
     overrides = [override for override in overrides if not override.startswith("limit=")]
     shared = [*overrides, f"data.root={birds}", "run.device=cpu", *search(prior)]
+    if "feature" in composed(experiment)["inverter"]["objective"]["terms"]:
+        shared.append("inverter.objective.terms.feature.function.appearance.network.weights=random")
     folder = tmp_path / "run"
     run("invert", [*shared, f"run.dir={folder}"], monkeypatch)
     assert len(list((folder / "records").glob("*.pt"))) == 2
@@ -145,9 +308,8 @@ def test_the_demo_leaves_meshes_pictures_and_numbers(prior, tmp_path, monkeypatc
 
 def test_a_published_network_is_the_trained_one_and_says_where_it_comes_from(pseudo_truth, tmp_path, monkeypatch):
     folder, target = tmp_path / "run", tmp_path / "shipped" / "small.pt"
-    overrides = ["experiment=meshinv_pretrain_synthetic", f"run.dir={folder}", "run.device=cpu", "steps=2"]
-    sizes = ["task.generator.width=0.125", "task.discriminator.width=0.125", "++task.batch_size=2"]
-    run("train", [*overrides, *sizes, f"task.data.root={pseudo_truth(128)}"], monkeypatch)
+    overrides = ["experiment=meshinv_pretrain_synthetic", *brief(folder), "model.width=0.125", "task.quality=null"]
+    run("train", [*overrides, f"task.data.root={pseudo_truth(128)}"], monkeypatch)
     run("publish", [str(folder), "generator_ema", str(target)], monkeypatch)
     trained = load_module(folder, "generator", "generator_ema").state_dict()
     shipped = load_module(target, "generator", "generator_ema").state_dict()

@@ -34,6 +34,10 @@ class Frozen(nn.Module):
     def train(self, mode: bool = True) -> "Frozen":
         return super().train(False)
 
+    def follow(self, image: Float[Tensor, "B 3 H W"]) -> None:
+        """Move to the device and precision of `image`, and to the layout that convolutions are fastest in."""
+        self.to(image.device, image.dtype, memory_format=torch.channels_last)
+
 
 class Stack(Frozen):
     """A stack of layers of which some are read.

@@ -6,6 +6,7 @@ no channel; the tests hold the two together.
 """
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,11 +56,21 @@ class LPIPS(Frozen):
         Args:
             pred: in [-1, 1], as is `target`; not clamped, so that a gradient reaches what lies outside.
         """
-        distance = pred.new_zeros(len(pred))
-        for i, (a, b) in enumerate(zip(self.backbone(pred), self.backbone(target), strict=True)):
+        return self.distance(self.maps(pred), self.maps(target))
+
+    def maps(self, image: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B _ _ _"]]:
+        """What is compared of a picture: the unit feature vectors of each layer."""
+        return [_unit(features) for features in self.backbone(image)]
+
+    def distance(
+        self, pred: Sequence[Float[Tensor, "B _ _ _"]], target: Sequence[Float[Tensor, "B _ _ _"]]
+    ) -> Float[Tensor, "B"]:
+        """The distance of two pictures, from the `maps` of them."""
+        total = pred[0].new_zeros(len(pred[0]))
+        for i, (a, b) in enumerate(zip(pred, target, strict=True)):
             head = self.get_buffer(f"head{i}")[:, None, None]
-            distance = distance + ((_unit(a) - _unit(b)).square() * head).sum(dim=1).mean(dim=(1, 2))
-        return distance
+            total = total + ((a - b).square() * head).sum(dim=1).mean(dim=(1, 2))
+        return total
 
 
 def _unit(features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

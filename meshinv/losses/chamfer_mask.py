@@ -6,21 +6,25 @@ project into the silhouette like the others.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from invkit.batch import Batch
 from invkit.types import Estimate, Views
 from meshinv.losses import points
 
 
-def chamfer_mask(
-    estimate: Estimate,
-    target: Views,
-    *,
-    max_points: int | None = None,
-    half_pixel: bool = False,
-) -> Float[Tensor, "B"]:
+@dataclass(frozen=True)
+class Silhouette(Batch):
+    """The places (NDC) of the foreground pixels of each image; padded, see `valid`."""
+
+    position: Float[Tensor, "B M 2"]
+    valid: Bool[Tensor, "B M"]
+
+
+class ChamferMask:
     """Two-sided squared Chamfer distance between projected vertices and foreground pixels, NDC units (L_CM).
 
     The mean over all vertices of the squared distance to the nearest pixel of the target mask, plus the mean over these
@@ -31,26 +35,37 @@ def chamfer_mask(
             on it, time does.
         half_pixel: put pixels at their centers, where the rasterizer sees them, instead of at the authors' 2 c / W - 1
             (half a pixel to the top left).
-
-    Raises:
-        ValueError: an image of `target` has an empty mask.
     """
-    height, width = target.mask.shape[-2:]
-    pixels = points.foreground(target.mask, max_points=max_points, seeds=target.index)
-    pixels.require_some(target.index)
-    counts = pixels.counts()
-    vertices = estimate.camera.project(estimate.scene.vertices)[..., :2]
-    places = pixels.positions(height, width, offset=0.5 if half_pixel else 0.0, dtype=vertices.dtype)
-    num_vertices = [vertices.shape[1]] * len(counts)
 
-    def from_vertices(image: int) -> Callable[[slice], Tensor]:
-        return lambda chunk: points.squared_distances(vertices[image, chunk], places[image, : counts[image]])
+    def __init__(self, *, max_points: int | None = None, half_pixel: bool = False) -> None:
+        self.max_points, self.half_pixel = max_points, half_pixel
 
-    def from_pixels(image: int) -> Callable[[slice], Tensor]:
-        return lambda chunk: points.squared_distances(places[image, chunk], vertices[image])
+    def target(self, views: Views) -> Silhouette:
+        """The places of the foreground pixels.
 
-    pixel_of_vertex = points.nearest(num_vertices, counts, from_vertices, like=vertices)
-    vertex_of_pixel = points.nearest(counts, num_vertices, from_pixels, like=places)
-    to_pixels = (vertices - points.pick(places, pixel_of_vertex)).square().sum(dim=-1)
-    to_vertices = (places - points.pick(vertices, vertex_of_pixel)).square().sum(dim=-1)
-    return to_pixels.mean(dim=1) + points.mean_of_valid(to_vertices, pixels.valid)
+        Raises:
+            ValueError: an image has an empty mask.
+        """
+        pixels = points.foreground(views.mask, max_points=self.max_points, seeds=views.index)
+        pixels.require_some(views.index)
+        offset = 0.5 if self.half_pixel else 0.0
+        position = pixels.positions(*views.mask.shape[-2:], offset=offset, dtype=views.mask.dtype)
+        return Silhouette(position, pixels.valid)
+
+    def __call__(self, estimate: Estimate, target: Silhouette) -> Float[Tensor, "B"]:
+        """The distance for each image."""
+        vertices = estimate.camera.project(estimate.scene.vertices)[..., :2]
+        places, counts = target.position, target.valid.sum(dim=1).tolist()
+        num_vertices = [vertices.shape[1]] * len(counts)
+
+        def from_vertices(image: int) -> Callable[[slice], Tensor]:
+            return lambda chunk: points.squared_distances(vertices[image, chunk], places[image, : counts[image]])
+
+        def from_pixels(image: int) -> Callable[[slice], Tensor]:
+            return lambda chunk: points.squared_distances(places[image, chunk], vertices[image])
+
+        pixel_of_vertex = points.nearest(num_vertices, counts, from_vertices, like=vertices)
+        vertex_of_pixel = points.nearest(counts, num_vertices, from_pixels, like=places)
+        to_pixels = (vertices - points.pick(places, pixel_of_vertex)).square().sum(dim=-1)
+        to_vertices = (places - points.pick(vertices, vertex_of_pixel)).square().sum(dim=-1)
+        return to_pixels.mean(dim=1) + points.mean_of_valid(to_vertices, target.valid)

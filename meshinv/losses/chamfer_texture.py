@@ -1,23 +1,25 @@
 """Chamfer texture loss (MeshInversion, section 3.2).
 
-Pixels of the rendering and of the photograph are colored points. Each looks for a partner of similar color that is not
+Foreground points of the rendering and of the photograph carry what is seen there: colors (L_pCT), or features of a
+network (L_fCT). Each looks for a partner of similar appearance that is not
 far away, so a wrong pose by a few pixels costs nothing and does not blur the texture. Position only weighs the
 appearance: it carries no gradient.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.batch import Batch
 from invkit.types import Estimate, Views
 from meshinv.losses import points
+from meshinv.losses.appearance import Appearance, Colors
+from meshinv.losses.points import ColoredPoints
 
-RENDERED, PHOTOGRAPHED = 0, 1  # the two sides draw their points independently of each other
-FARTHEST_COLOR, FARTHEST_PLACE = 12.0, 8.0  # squared diagonals of [-1, 1]^3 and [-1, 1]^2
+FARTHEST_PLACE = 8.0  # the squared diagonal of [-1, 1]^2
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,6 @@ class Locality:
         return lambda chunk: shifted(chunk).mul_(self.weight(base(chunk)))
 
 
-@dataclass(frozen=True)
-class ColoredPoints(Batch):
-    """Points of each image with what is seen there; padded, see `valid`. `position` is NDC and a constant."""
-
-    appearance: Float[Tensor, "B M C"]
-    position: Float[Tensor, "B M 2"]
-    valid: Bool[Tensor, "B M"]
-
-    def counts(self) -> list[int]:
-        return self.valid.sum(dim=1).tolist()
-
-
 def match(source: ColoredPoints, target: ColoredPoints, locality: Locality) -> Float[Tensor, "B"]:
     """The mean over the source points of the least cost to a target point; 0 where an image has no source points.
 
@@ -102,58 +92,72 @@ def match(source: ColoredPoints, target: ColoredPoints, locality: Locality) -> F
     return points.mean_of_valid(locality.cost(appearance, distance), source.valid)
 
 
-def chamfer_texture(
-    estimate: Estimate,
-    target: Views,
-    *,
-    slack: float = 0.16,
-    gain: float = 1.0,
-    exponent: float = 1.0,
-    floor: float = 1.0,
-    two_sided: bool = False,
-    interpolated: bool = True,
-    max_points: int = 8192,
-) -> Float[Tensor, "B"]:
-    """Chamfer texture distance of rendered to photographed foreground pixels (L_pCT); never below `floor`.
+@dataclass(frozen=True)
+class Photograph(Batch):
+    """What texture losses need of the photographs.
+
+    Args:
+        points: those of each.
+        index: the photographs', by which points of the renderings are drawn too.
+    """
+
+    points: ColoredPoints
+    index: Int[Tensor, "B"]
+
+
+class ChamferTexture:
+    """Chamfer texture distance of rendered and photographed foreground points (L_pCT; of features, L_fCT).
 
     An image whose rendering has no foreground gets the largest value the term can take, as a constant: it has no colors
     to learn from, and losing the object must not look like a good match.
 
     Args:
-        slack, gain, exponent, floor: see `Locality`.
-        two_sided: add the distance of photographed to rendered pixels (Eq. 6); the released code does not.
-        interpolated: read rendered colors at the authors' point positions, at index c (W - 1) / W, bilinearly, so that
-            each is mixed a little with its left and upper neighbors. False reads the pixels themselves.
-        max_points: pixels drawn from each side.
+        appearance: what is compared: by default colors (the pixel level); `Features` makes it the feature level.
+        slack, gain, exponent, floor: see `Locality`; the value is never below (forth + back) floor.
+        forth: weight of the mean over rendered points of the least cost to a photographed one.
+        back: weight of that over photographed points to a rendered one. The paper has the sum of both (Eq. 6); the
+            released code 1 and 0 for pixels, 1/2 and 1/2 for features.
+        max_points: points drawn from each side; None takes all of them.
 
     Raises:
-        ValueError: an image of `target` has an empty mask.
+        ValueError: `forth` or `back` is negative, or both are 0; see `Locality` for the rest.
     """
-    locality = Locality(slack, gain, exponent, floor)
-    photo = _points_of_photograph(target, max_points)
-    rendered = _points_of_rendering(estimate, target, max_points, interpolated)
-    visible = rendered.valid.any(dim=1)
-    worst = locality.cost(*rendered.position.new_tensor([FARTHEST_COLOR, FARTHEST_PLACE]))
-    value = match(rendered, photo, locality)
-    if two_sided:
-        seen = ColoredPoints(photo.appearance, photo.position, photo.valid & visible[:, None])
-        value = value + match(seen, rendered, locality)
-        worst = 2 * worst
-    return torch.where(visible, value, worst)
 
+    def __init__(
+        self,
+        appearance: Appearance | None = None,
+        *,
+        slack: float = 0.16,
+        gain: float = 1.0,
+        exponent: float = 1.0,
+        floor: float = 1.0,
+        forth: float = 1.0,
+        back: float = 0.0,
+        max_points: int | None = 8192,
+    ) -> None:
+        if min(forth, back) < 0 or forth + back == 0:
+            raise ValueError(f"forth and back must be >= 0 and not both 0; got {forth} and {back}")
+        self.appearance = Colors() if appearance is None else appearance
+        self.locality = Locality(slack, gain, exponent, floor)
+        self.forth, self.back, self.max_points = forth, back, max_points
 
-def _points_of_photograph(target: Views, max_points: int) -> ColoredPoints:
-    pixels = points.foreground(target.mask, max_points=max_points, seeds=2 * target.index + PHOTOGRAPHED)
-    pixels.require_some(target.index)
-    position = pixels.positions(*target.mask.shape[-2:], dtype=target.rgb.dtype)
-    return ColoredPoints(pixels.read(target.rgb), position, pixels.valid)
+    def target(self, views: Views) -> Photograph:
+        """The points of the photographs.
 
+        Raises:
+            ValueError: an image has none.
+        """
+        return Photograph(self.appearance.photographed(views, self.max_points), views.index)
 
-def _points_of_rendering(estimate: Estimate, target: Views, max_points: int, interpolated: bool) -> ColoredPoints:
-    image = estimate.image
-    pixels = points.foreground(image.mask, max_points=max_points, seeds=2 * target.index + RENDERED)
-    position = pixels.positions(*image.mask.shape[-2:], dtype=image.rgb.dtype)
-    if interpolated:
-        colors = torch.nn.functional.grid_sample(image.rgb, position[:, None], align_corners=True)
-        return ColoredPoints(colors.squeeze(2).transpose(1, 2), position, pixels.valid)
-    return ColoredPoints(pixels.read(image.rgb), position, pixels.valid)
+    def __call__(self, estimate: Estimate, target: Photograph) -> Float[Tensor, "B"]:
+        """The distance for each image."""
+        rendered, photo = self.appearance.rendered(estimate.image, target.index, self.max_points), target.points
+        visible = rendered.valid.any(dim=1)
+        value = torch.zeros_like(rendered.position[:, 0, 0])
+        if self.forth:
+            value = value + self.forth * match(rendered, photo, self.locality)
+        if self.back:
+            seen = replace(photo, valid=photo.valid & visible[:, None])
+            value = value + self.back * match(seen, rendered, self.locality)
+        worst = self.locality.cost(*rendered.position.new_tensor([self.appearance.farthest, FARTHEST_PLACE]))
+        return torch.where(visible, value, (self.forth + self.back) * worst)

@@ -36,14 +36,14 @@ class PixelSet(Batch):
         """How many pixels each image has."""
         return self.valid.sum(dim=1).tolist()
 
-    def require_some(self, names: Int[Tensor, "B"]) -> None:
+    def require_some(self, names: Int[Tensor, "B"], reason: str = f"no pixel is above {FOREGROUND}") -> None:
         """
         Raises:
             ValueError: an image has no pixels; `names` says which.
         """
         empty = [name for name, count in zip(names.tolist(), self.counts(), strict=True) if count == 0]
         if empty:
-            raise ValueError(f"the masks of images {empty} are empty: no pixel is above {FOREGROUND}")
+            raise ValueError(f"the masks of images {empty} are empty: {reason}")
 
     def positions(self, height: int, width: int, *, offset: float = 0.0, dtype: torch.dtype) -> Float[Tensor, "B M 2"]:
         """(x, y) in NDC, y down. Index i lies at 2 (i + offset) / size - 1; the authors use offset 0."""
@@ -56,6 +56,37 @@ class PixelSet(Batch):
         flat = self.row * image.shape[-1] + self.column
         values = image.flatten(2).gather(2, flat[:, None].expand(-1, image.shape[1], -1))
         return values.transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class ColoredPoints(Batch):
+    """Points of each image with what is seen there; padded, see `valid`. `position` is NDC and a constant."""
+
+    appearance: Float[Tensor, "B M C"]
+    position: Float[Tensor, "B M 2"]
+    valid: Bool[Tensor, "B M"]
+
+    def counts(self) -> list[int]:
+        """How many points each image has."""
+        return self.valid.sum(dim=1).tolist()
+
+
+def colored(
+    pixels: PixelSet, image: Float[Tensor, "B C H W"], *, resampled: bool, half_pixel: bool = False
+) -> ColoredPoints:
+    """These pixels as points with their values in `image`.
+
+    Args:
+        resampled: read at the place that bilinear sampling with aligned corners gives a point's position, as the
+            authors do: at index c (W - 1) / W, so that each is mixed a little with its left and upper neighbors.
+            False reads the pixels themselves.
+        half_pixel: put points at the centers of their pixels; see `PixelSet.positions`.
+    """
+    position = pixels.positions(*image.shape[-2:], offset=0.5 if half_pixel else 0.0, dtype=image.dtype)
+    if resampled:
+        values = torch.nn.functional.grid_sample(image, position[:, None], align_corners=True)
+        return ColoredPoints(values.squeeze(2).transpose(1, 2), position, pixels.valid)
+    return ColoredPoints(pixels.read(image), position, pixels.valid)
 
 
 def foreground(

@@ -10,8 +10,10 @@ from torch import Tensor
 from invkit.camera import Camera
 from invkit.types import Estimate, Rendering, Views
 from meshinv.losses import points
-from meshinv.losses.chamfer_mask import chamfer_mask
-from meshinv.losses.chamfer_texture import ColoredPoints, Locality, chamfer_texture, match
+from meshinv.losses.appearance import Colors
+from meshinv.losses.chamfer_mask import ChamferMask
+from meshinv.losses.chamfer_texture import ChamferTexture, Locality, match
+from meshinv.losses.points import ColoredPoints
 
 NO_TURN = [1.0, 0.0, 0.0, 0.0]
 
@@ -38,6 +40,16 @@ def estimate(vertices: Tensor | None = None, rgb: Tensor | None = None, mask: Te
     rgb = mask.expand(-1, 3, -1, -1) if rgb is None else rgb
     scene = SimpleNamespace(vertices=vertices)
     return Estimate(torch.zeros(len(like), 1), camera(len(like), like.dtype), scene, Rendering(rgb, mask))
+
+
+def chamfer_mask(estimate: Estimate, views: Views, **options) -> Tensor:
+    term = ChamferMask(**options)
+    return term(estimate, term.target(views))
+
+
+def chamfer_texture(estimate: Estimate, views: Views, **options) -> Tensor:
+    term = ChamferTexture(**options)
+    return term(estimate, term.target(views))
 
 
 def pixel_positions(mask: Tensor, offset: float = 0.0) -> Tensor:
@@ -211,9 +223,9 @@ def test_the_first_of_the_least_values_is_found(rng, columns):
     assert points.first_least(values).tolist() == expected
 
 
-@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("back", [0.0, 0.5])
 @pytest.mark.parametrize("exponent", [1.0, 1.7])
-def test_chamfer_texture_equals_the_dense_float64_form_with_its_gradient(rng, two_sided, exponent):
+def test_chamfer_texture_equals_the_dense_float64_form_with_its_gradient(rng, back, exponent):
     size = 20
     theirs = torch.stack([disc(size, 9, 9, 6), disc(size, 14, 5, 4)])
     ours = torch.stack([disc(size, 11, 8, 5), disc(size, 2, 16, 3)])
@@ -221,7 +233,7 @@ def test_chamfer_texture_equals_the_dense_float64_form_with_its_gradient(rng, tw
     render = (torch.rand(2, 3, size, size, generator=rng) * 2 - 1) * ours
     leaf = render.clone().requires_grad_()
     value = chamfer_texture(
-        estimate(rgb=leaf, mask=ours), views(theirs, photo), two_sided=two_sided, exponent=exponent, slack=0.05
+        estimate(rgb=leaf, mask=ours), views(theirs, photo), back=back, exponent=exponent, slack=0.05
     )
     (gradient,) = torch.autograd.grad(value.sum(), leaf)
     dense = render.double().requires_grad_()
@@ -240,7 +252,7 @@ def test_chamfer_texture_equals_the_dense_float64_form_with_its_gradient(rng, tw
         pixel = ((q + 1) * size / 2).round().long()
         colors = photo[b][:, pixel[:, 1], pixel[:, 0]].T
         cost = dense_cost(a, p, colors, q, 1.0, 0.05, exponent, 1.0)
-        expected.append(cost.min(dim=1).values.mean() + (cost.min(dim=0).values.mean() if two_sided else 0))
+        expected.append(cost.min(dim=1).values.mean() + back * cost.min(dim=0).values.mean())
     expected = torch.stack(expected)
     (exact,) = torch.autograd.grad(expected.sum(), dense)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
@@ -252,7 +264,7 @@ def test_chamfer_texture_passes_gradcheck(rng):
     photo = torch.rand(1, 3, 6, 6, generator=rng, dtype=torch.float64) * 2 - 1
     leaf = (torch.rand(1, 3, 6, 6, generator=rng, dtype=torch.float64) * 2 - 1).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda rgb: chamfer_texture(estimate(rgb=rgb, mask=mask), views(mask, photo), two_sided=True), leaf
+        lambda rgb: chamfer_texture(estimate(rgb=rgb, mask=mask), views(mask, photo), back=1.0), leaf
     )
 
 
@@ -263,7 +275,7 @@ def test_equal_pictures_cost_the_floor_and_a_shift_within_the_slack_is_free():
     target = views(here, color * here)
 
     def loss(mask: Tensor) -> float:
-        return chamfer_texture(estimate(rgb=color * mask, mask=mask), target, interpolated=False).item()
+        return chamfer_texture(estimate(rgb=color * mask, mask=mask), target, appearance=Colors(resampled=False)).item()
 
     assert loss(here) == pytest.approx(1.0, abs=1e-6)
     assert loss(near) == pytest.approx(1.0, abs=1e-6)
@@ -274,10 +286,10 @@ def test_a_rendering_without_foreground_is_the_worst_match_and_has_no_gradient(r
     masks = torch.stack([disc(16, 8, 8, 4), torch.zeros(1, 16, 16)])
     target = views(disc(16, 8, 8, 4).expand(2, 1, 16, 16), torch.rand(2, 3, 16, 16, generator=rng))
     rgb = torch.rand(2, 3, 16, 16, generator=rng).requires_grad_()
-    for two_sided in (False, True):
-        value = chamfer_texture(estimate(rgb=rgb, mask=masks), target, two_sided=two_sided)
+    for back in (0.0, 1.0):
+        value = chamfer_texture(estimate(rgb=rgb, mask=masks), target, back=back)
         (gradient,) = torch.autograd.grad(value.sum(), rgb)
-        assert value[1].item() == pytest.approx((1 + two_sided) * (0.8976 + 8) * 13, rel=1e-5)
+        assert value[1].item() == pytest.approx((1 + back) * (0.8976 + 8) * 13, rel=1e-5)
         assert value[1] > value[0] > 1
         assert bool(gradient.isfinite().all())
         assert not gradient[1].any()

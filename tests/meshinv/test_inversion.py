@@ -1,28 +1,30 @@
 """The whole of the mesh inversion against the published numbers: losses with gradients, search, novel views."""
 
 import copy
-from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from invkit.camera import Camera
+from invkit.features.vgg import VGG19
+from invkit.features.weights import RANDOM
 from invkit.images import composite
 from invkit.invert import Inverter, Stage
 from invkit.losses import mask as mask_losses
 from invkit.losses.latent import gaussian_prior
 from invkit.metrics.iou import iou
 from invkit.objective import Objective, WeightedTerm
+from invkit.protocols import Prepared
 from invkit.types import Estimate, Guess, Rendering, Views
 from invkit.viewpoints import azimuth_ring
 from meshinv.generator import Generator
 from meshinv.init import BestOfN
 from meshinv.losses import points
-from meshinv.losses.chamfer_mask import chamfer_mask
-from meshinv.losses.chamfer_texture import ColoredPoints, Locality, chamfer_texture, match
+from meshinv.losses.appearance import Features
+from meshinv.losses.chamfer_mask import ChamferMask
+from meshinv.losses.chamfer_texture import ChamferTexture
+from meshinv.losses.smoothness import smoothness
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.prior import MeshPrior
 from meshinv.renderers.reference import MeshRenderer
@@ -36,6 +38,10 @@ START = torch.tensor([[0.25, 0.02, -0.03, 0.8, 0.2, -0.4, 0.4]])
 def disc(size: int, column: float, row: float, radius: float) -> Tensor:
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return ((x - column) ** 2 + (y - row) ** 2 <= radius**2).float()[None, None]
+
+
+def loss(term: Prepared, estimate: Estimate, views: Views) -> Tensor:
+    return term(estimate, term.target(views))
 
 
 # ---- A mesh given by a formula against a disc ------------------------------------------------------------------------
@@ -54,7 +60,7 @@ def test_published_mask_losses(mesh):
     image = MeshRenderer(64)(mesh, camera, extras=frozenset({"soft_mask"}))
     estimate = Estimate(torch.zeros(1, 1), camera, mesh, image)
     assert int(target.mask.sum()) == 1257
-    assert chamfer_mask(estimate, target).item() == pytest.approx(0.0012403447, abs=1e-7)
+    assert loss(ChamferMask(), estimate, target).item() == pytest.approx(0.0012403447, abs=1e-7)
     assert iou(image.mask, target.mask).item() == pytest.approx(0.9169255, abs=1e-6)
     assert mask_losses.iou(estimate, target).item() == pytest.approx(0.0813665, abs=1e-6)
     assert mask_losses.l1(estimate, target).item() == pytest.approx(0.0262528, abs=1e-6)
@@ -67,7 +73,9 @@ def test_published_gradient_of_the_mask_loss(mesh):
     flat = Camera.from_cmr(torch.tensor([[1.0, 0, 0, 1, 0, 0, 0]]))
     scene = TexturedMesh(projected, mesh.texture, mesh.template)
     blank = Rendering(torch.zeros(1, 3, 1, 1), torch.zeros(1, 1, 1, 1))
-    (gradient,) = torch.autograd.grad(chamfer_mask(Estimate(torch.zeros(1, 1), flat, scene, blank), target), projected)
+    (gradient,) = torch.autograd.grad(
+        loss(ChamferMask(), Estimate(torch.zeros(1, 1), flat, scene, blank), target), projected
+    )
     # The published y points up.
     torch.testing.assert_close(gradient[0].sum(dim=0), torch.tensor([0.0051190, -0.0010690, 0.0]), rtol=1e-3, atol=1e-6)
     assert gradient.norm().item() == pytest.approx(0.0023511, rel=1e-3)
@@ -94,54 +102,15 @@ def test_published_novel_view_projections(mesh, azimuth, expected):
 # ---- The released inversion, from the generator on -------------------------------------------------------------------
 
 
-class FormulaVgg(torch.nn.Module):
-    """The five convolutions up to relu3_1 with weights by formula, standing in for the trained ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        channels = [3, 64, 64, 128, 128, 256]
-        self.convs = torch.nn.ModuleList(torch.nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(channels))
-        for n, conv in enumerate(self.convs):
-            fan_in = conv.in_channels * 9
-            weight = hash_weights(100 + 2 * n, conv.weight.numel()).view_as(conv.weight) * (6 / fan_in) ** 0.5
-            conv.weight.data.copy_(weight)
-            conv.bias.data.copy_(0.1 * hash_weights(101 + 2 * n, conv.bias.numel()))
-        self.requires_grad_(False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        for number, conv in enumerate(self.convs):
-            image = functional.relu(conv(image))
-            if number in (1, 3):
-                image = functional.max_pool2d(image, 2)
-        return image
-
-
 @pytest.fixture(scope="module")
-def vgg() -> FormulaVgg:
-    return FormulaVgg()
-
-
-def features(vgg: FormulaVgg, rgb: Tensor, mask: Tensor) -> Tensor:
-    mean, std = rgb.new_tensor([0.485, 0.456, 0.406]), rgb.new_tensor([0.229, 0.224, 0.225])
-    return vgg((rgb / 2 + 0.5 - mean[:, None, None]) / std[:, None, None] * mask)
-
-
-def feature_term(vgg: FormulaVgg, target: Views) -> Callable[[Estimate, Views], Tensor]:
-    """The released feature-level loss, composed here of the pieces that the pixel-level one is made of."""
-
-    def sampled(rgb: Tensor, mask: Tensor) -> ColoredPoints:
-        pixels = points.foreground((functional.avg_pool2d(mask, 4) >= 0.5).float())
-        position = pixels.positions(SIZE // 4, SIZE // 4, dtype=torch.float32)
-        read = functional.grid_sample(features(vgg, rgb, mask), position[:, None], align_corners=True)
-        return ColoredPoints(functional.normalize(read.squeeze(2).transpose(1, 2), dim=2), position, pixels.valid)
-
-    of_target = sampled(target.rgb, target.mask)
-
-    def term(estimate: Estimate, views: Views) -> Tensor:
-        rendered, photographed = sampled(estimate.image.rgb, estimate.image.mask), of_target.repeat(len(views))
-        return (match(rendered, photographed, Locality()) + match(photographed, rendered, Locality())) / 2
-
-    return term
+def vgg() -> VGG19:
+    """VGG-19 up to relu3_1 with weights by formula, standing in for the trained ones."""
+    network = VGG19(weights=RANDOM)
+    for n, conv in enumerate(part for part in network.modules() if isinstance(part, torch.nn.Conv2d)):
+        weight = hash_weights(100 + 2 * n, conv.weight.numel()).view_as(conv.weight)
+        conv.weight.data = (weight * (6 / (conv.in_channels * 9)) ** 0.5).float()
+        conv.bias.data = (0.1 * hash_weights(101 + 2 * n, conv.bias.numel())).float()
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +128,12 @@ def target() -> Views:
 
 
 @pytest.fixture(scope="module")
-def objective(vgg, target) -> Objective:
+def objective(vgg) -> Objective:
     return Objective(
         {
-            "mask": WeightedTerm(10.0, chamfer_mask),
-            "texture": WeightedTerm(1.0, chamfer_texture),
-            "feature": WeightedTerm(0.04, feature_term(vgg, target)),
+            "mask": WeightedTerm(10.0, ChamferMask()),
+            "texture": WeightedTerm(1.0, ChamferTexture()),
+            "feature": WeightedTerm(0.04, ChamferTexture(Features(vgg), forth=0.5, back=0.5)),
             "prior": WeightedTerm(0.05, gaussian_prior),
         }
     )
@@ -174,15 +143,6 @@ def objective(vgg, target) -> Objective:
 def search(prior, objective) -> Inverter:
     stages = [Stage(2, 0.1, 0.01), Stage(1, 0.05, 0.005)]
     return Inverter(prior, MeshRenderer(SIZE), BestOfN(1), objective, stages, normalize_quaternion=False)
-
-
-def test_published_features(vgg):
-    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-    image = torch.stack([torch.sin(0.2 * (c + 1) * x + 0.1 * y) for c in range(3)])[None]
-    out = features(vgg, image, disc(32, 15, 17, 11))[0]
-    assert out.sum().item() == pytest.approx(13926.356, rel=1e-4)
-    assert out[0, 3, 4].item() == pytest.approx(0.603169, rel=1e-4)
-    assert out[:, 0, 0].sum().item() == pytest.approx(46.493614, rel=1e-4)
 
 
 def test_published_points_of_the_target(target):
@@ -301,8 +261,8 @@ def small() -> tuple[Inverter, Views]:
     views = Views(image.rgb, image.mask, given, label, torch.arange(3))
     goal = Objective(
         {
-            "mask": WeightedTerm(10.0, chamfer_mask),
-            "texture": WeightedTerm(1.0, chamfer_texture),
+            "mask": WeightedTerm(10.0, ChamferMask()),
+            "texture": WeightedTerm(1.0, ChamferTexture()),
             "prior": WeightedTerm(0.05, gaussian_prior),
         }
     )
