@@ -8,6 +8,8 @@ layout and because averaged copies of a generator hold vectors that are not unit
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed
@@ -28,12 +30,45 @@ def pad_columns(maps: Float[Tensor, "B C H W"], amount: int, *, wrap: bool) -> F
         wrap: columns go around the sphere; otherwise the border column is repeated (which is even reflection for one
             column).
     """
-    if amount == 0:
+    return _PadColumns.apply(maps, amount, wrap) if amount else maps
+
+
+class _PadColumns(torch.autograd.Function):
+    """As an operation of its own: the gradient of slices that are joined makes a picture of zeros for each slice and
+    adds them all up, which in channels-last memory takes as long as a convolution."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, maps: Tensor, amount: int, wrap: bool) -> Tensor:
+        ctx.amount, ctx.wrap = amount, wrap
+        if not wrap:
+            return F.pad(maps, (amount, amount, 0, 0), mode="replicate")
+        # The same as mode="circular", at half its cost.
+        return torch.cat([maps[..., -amount:], maps, maps[..., :amount]], dim=-1)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _FoldColumns.apply(grad, ctx.amount, ctx.wrap), None, None
+
+
+class _FoldColumns(torch.autograd.Function):
+    """The gradient of `_PadColumns`: what the columns outside got is added to the columns they are copies of."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, padded: Tensor, amount: int, wrap: bool) -> Tensor:
+        ctx.amount, ctx.wrap = amount, wrap
+        before, after = padded[..., :amount], padded[..., -amount:]
+        maps = padded[..., amount:-amount].clone()
+        if wrap:
+            maps[..., -amount:] += before
+            maps[..., :amount] += after
+        else:
+            maps[..., :1] += before.sum(-1, keepdim=True)
+            maps[..., -1:] += after.sum(-1, keepdim=True)
         return maps
-    if not wrap:
-        return F.pad(maps, (amount, amount, 0, 0), mode="replicate")
-    # The same as mode="circular", at half its cost.
-    return torch.cat([maps[..., -amount:], maps, maps[..., :amount]], dim=-1)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _PadColumns.apply(grad, ctx.amount, ctx.wrap), None, None
 
 
 def double_size(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C P Q"]:
@@ -125,9 +160,9 @@ def _several_ranks() -> bool:
 class BatchNorm(nn.Module):
     """Batch normalization with statistics over the joint batch of all ranks (eps 1e-5, momentum 0.1).
 
-    In training mode every rank has to run it, for its ranks wait for each other. The running variance is the unbiased
-    estimate. `num_batches_tracked` stays 0: it is there for the layout of checkpoints, and a fixed momentum needs no
-    count.
+    In training mode every rank has to run it, for the ranks wait for each other; within `alone` none does. The running
+    variance is the unbiased estimate. `num_batches_tracked` stays 0: it is there for the layout of checkpoints, and a
+    fixed momentum needs no count.
 
     Args:
         affine: with a gain and an offset of its own.
@@ -142,7 +177,7 @@ class BatchNorm(nn.Module):
 
     def __init__(self, channels: int, *, affine: bool, clamp_variance: bool = False) -> None:
         super().__init__()
-        self.clamp_variance = clamp_variance
+        self.clamp_variance, self.alone = clamp_variance, False
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -150,7 +185,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
     def forward(self, values: Float[Tensor, "B C *P"]) -> Float[Tensor, "B C *P"]:
-        if self.training and _several_ranks():
+        if self.training and not self.alone and _several_ranks():
             return self._forward_jointly(values)
         return F.batch_norm(
             values,
@@ -183,6 +218,19 @@ class BatchNorm(nn.Module):
         if self.weight is not None:
             white = torch.addcmul(self.bias.view(shape), white, self.weight.view(shape))
         return white.to(values.dtype)
+
+
+@contextmanager
+def alone(network: nn.Module) -> Iterator[None]:
+    """While open, the network's batches are normalized by this rank's part alone, and no other rank has to run it."""
+    norms = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    for norm in norms:
+        norm.alone = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.alone = False
 
 
 class ConditionalBatchNorm(nn.Module):

@@ -123,8 +123,10 @@ def fit(task: Task, run: Run, steps: int, *, save_every: int, report_every: int,
             done = step + 1
             if done % log_every == 0 or done == steps:
                 run.log.scalars(done, state.means.take())
-            if done % report_every == 0 and dist.is_main():
-                task.report(run, done)
+            if done % report_every == 0:
+                if dist.is_main():
+                    task.report(run, done)
+                _follow_main(state.modules.values())
             if done % save_every == 0 or done == steps or stop:
                 _save(state, run, done)
             if stop:
@@ -265,6 +267,12 @@ def _agree(modules: Iterable[nn.Module], stop: bool, device: torch.device) -> bo
     return asked.item() > 0
 
 
+def _follow_main(modules: Iterable[nn.Module]) -> None:
+    """Give every rank the state of rank 0's modules; a report may have moved some, such as batch statistics."""
+    for module in modules:
+        dist.broadcast_module(module)
+
+
 def _restore(state: TrainState, run: Run) -> int:
     """The number of steps done, their state in place and equal on every rank.
 
@@ -277,8 +285,7 @@ def _restore(state: TrainState, run: Run) -> int:
     done = dist.broadcast_value(None if found is None else found[0])
     if done is not None:
         state.load_state_dict(load(run.checkpoints.path(done)) if found is None else found[1])
-    for module in state.modules.values():
-        dist.broadcast_module(module)
+    _follow_main(state.modules.values())
     return done or 0
 
 

@@ -17,13 +17,13 @@ from invkit import dist
 from invkit.data.sampler import StepSampler, batches
 from invkit.images import grid
 from invkit.losses.adversarial import Adversarial, Scale, least_squares
-from invkit.run import Run
 from invkit.train.ema import Ema
-from invkit.train.loop import Phase, shared_rng
+from invkit.train.loop import Phase, Run, shared_rng
 from invkit.train.schedule import constant, every, except_every, ramp
 from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator
+from meshinv.layers import alone
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.prior import truncated_normal
 from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet
@@ -64,7 +64,7 @@ class GanTask:
         weigh_patches: patches count by the share of foreground at their middle.
         weigh_real_by_background: where patches are weighed, real ones count by their background, as the released code
             has it.
-        swap_image_halves: mirrored photographs get their halves swapped instead, as by the released code, which treats
+        swap_image_halves: mirrored photographs get their halves swapped on top, as by the released code, which treats
             them like maps; the cameras then stay as they are.
         accumulate_image_gradients: the image discriminator is stepped by the sum of all its gradients since the
             beginning, those of the generator's loss among them, as in the released code, which never clears them.
@@ -160,7 +160,17 @@ class GanTask:
 
     def drawn(self, real: PseudoTruth, step: int) -> tuple[PseudoTruth, Float[Tensor, "B L"]]:
         """The batch with half of its samples mirrored, and a latent for each; fakes are judged through the paired
-        real sample's alpha, so through a mirrored one just as often."""
+        real sample's alpha, so through a mirrored one just as often.
+
+        Raises:
+            ValueError: the maps of the data are not of the generator's size.
+        """
+        side, wanted = real.alpha.shape[-1], self.generator.texture_size
+        if side != wanted:
+            raise ValueError(
+                f"task.data: textures of {side} x {side}, but the generator's are {wanted} x {wanted} "
+                "(model.texture_size); give both the same, or make the pseudo ground truth again at that size"
+            )
         rng = shared_rng(self.seed, step)
         latent = torch.randn(self.batch_size, self.generator.latent_dim, generator=rng)
         mirrored = torch.rand(self.batch_size, generator=rng) < 0.5
@@ -175,8 +185,8 @@ class GanTask:
         return changed, latent
 
     def generate(self, latent: Float[Tensor, "B L"], label: Int[Tensor, "B"] | None) -> tuple[UVMaps, TexturedMesh]:
-        """Maps and meshes in float32, whatever the convolutions compute in."""
-        maps = self.generator(latent, label).map(Tensor.float)
+        """Maps and meshes, in float32 where the convolutions compute in less."""
+        maps = self.generator(latent, label).map(lambda part: part.float() if part.dtype.itemsize < 4 else part)
         return maps, maps.mesh(self.template)
 
     def generator_loss(self, real: PseudoTruth, step: int) -> dict[str, Tensor]:
@@ -252,7 +262,8 @@ class GanTask:
         if self.quality is None:
             return
         measured = self.generator if self.measure_live else self.ema.module
-        scores = self.quality.measure(measured, self.template, self.truncation, run.device)
+        with alone(measured):  # the other ranks do not measure
+            scores = self.quality.measure(measured, self.template, self.truncation, run.device)
         run.log.scalars(step, scores, prefix="quality/")
         payload = {"config": run.config, "modules": {"generator_ema": self.ema.state_dict()}}
         run.checkpoints.save_best(step, next(iter(scores.values())), payload)

@@ -1,27 +1,20 @@
-"""The two training stages: what each loss is, whose gradients it gives, and that stage 1 learns a shape."""
+"""Stage 1: what its loss is, and that it learns a shape."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
-from invkit.losses.adversarial import hinge
 from invkit.metrics.iou import iou
 from invkit.types import Views
-from meshinv.discriminators.uv import UVDiscriminator
-from meshinv.generator import Generator
-from meshinv.mesh import TexturedMesh, UVMaps, flatness
-from meshinv.prior import truncated_normal
-from meshinv.pseudo_truth import PseudoTruth
+from meshinv.mesh import TexturedMesh, flatness
 from meshinv.reconstruction import ReconstructionNet
 from meshinv.renderers.reference import MeshRenderer
-from meshinv.tasks.gan import GanTask
 from meshinv.tasks.pseudo_truth import PseudoTruthTask
 from meshinv.template import Template
-from tests.meshinv.test_pseudo_truth import make_set, smooth_texture
+from tests.meshinv.test_pseudo_truth import smooth_texture
 
 
 class Eggs(ImageSet):
@@ -116,77 +109,3 @@ def test_different_images_on_the_two_sizes_are_refused():
             template=Template(),
             renderer=MeshRenderer(64),
         )
-
-
-@pytest.fixture
-def gan(tmp_path) -> GanTask:
-    make_set(tmp_path, labels=False)
-    from meshinv.pseudo_truth import PseudoTruthSet
-
-    torch.manual_seed(0)
-    return GanTask(
-        data=PseudoTruthSet(tmp_path),
-        generator=Generator(num_classes=0, width=0.125, texture_size=64),
-        discriminator=UVDiscriminator(num_classes=0, width=0.125, texture_size=64),
-        adversarial=hinge(),
-        template=Template(),
-        renderer=MeshRenderer(32),
-        batch_size=3,
-    )
-
-
-def real_samples(rng, count: int = 3) -> PseudoTruth:
-    camera = Camera(rotation.random(count, rng), torch.ones(count), torch.zeros(count, 2), torch.zeros(count))
-    alpha = (torch.rand(count, 1, 64, 64, generator=rng) < 0.5).float()
-    texture = (2 * torch.rand(count, 3, 64, 64, generator=rng) - 1) * alpha
-    maps = UVMaps(texture, 0.1 * torch.randn(count, 3, 32, 32, generator=rng))
-    return PseudoTruth(maps, alpha, camera, None, torch.arange(count))
-
-
-def test_the_discriminator_loss_is_the_hinge_and_leaves_the_generator_alone(gan, rng):
-    gan.mirror = False
-    real = real_samples(rng)
-    torch.manual_seed(5)
-    terms = gan.discriminator_loss(real, 1)
-    torch.manual_seed(5)
-    gan.generator.load_state_dict(gan.generator.state_dict())
-    sum(terms.values()).backward()
-    assert all(p.grad is None for p in gan.generator.parameters())
-    assert all(p.grad is not None for p in gan.discriminator.parameters())
-    # By hand, in evaluation mode, so that the spectral estimates stand still.
-    gan.discriminator.eval()
-    torch.manual_seed(5)
-    terms = gan.discriminator_loss(real, 1)
-    expected = 0.0
-    for logits, mask in gan.discriminator(real.maps, real.alpha):
-        cost = (1 - logits).clamp(min=0)
-        expected += ((cost * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))).mean().item() / 2
-    assert terms["real"].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_generator_loss_moves_texture_and_shape(gan, rng):
-    terms = gan.generator_loss(real_samples(rng), 0)
-    sum(terms.values()).backward()
-    assert gan.generator.conv_final.weight.grad.abs().max() > 0
-    assert gan.generator.conv_mesh.weight.grad.abs().max() > 0
-    # A fresh generator makes the undeformed sphere.
-    assert terms["flatness"].item() == pytest.approx(1e-4 * 0.248119, rel=1e-4)
-
-
-def test_phases_alternate_two_to_one_and_the_average_follows_the_generator(gan):
-    due = [[phase.name for phase in gan.phases if phase.due(step)] for step in range(6)]
-    assert due == [["generator"], ["discriminator"], ["discriminator"]] * 2
-    with torch.no_grad():
-        gan.generator.fc.bias.add_(1.0)
-    before = gan.ema.module.fc.bias.clone()
-    gan.after_step(1)
-    assert torch.equal(gan.ema.module.fc.bias, before)
-    gan.after_step(0)
-    # alpha = 0.999^100 in the first epochs.
-    torch.testing.assert_close(gan.ema.module.fc.bias, before + (1 - 0.904792), atol=1e-5, rtol=0)
-
-
-def test_truncated_latents_follow_the_truncated_normal(rng):
-    latent = truncated_normal((20000,), 0.75, rng)
-    assert latent.abs().max() <= 0.75
-    assert stats.kstest(latent.numpy(), stats.truncnorm(-0.75, 0.75).cdf).pvalue > 0.01
