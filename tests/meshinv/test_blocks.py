@@ -6,8 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from invkit import dist
 from meshinv.generator import Generator
-from meshinv.layers import BatchNorm, ConditionalBatchNorm, MapConv, SpectralMapConv, pad_columns, scaled_channels
+from meshinv.layers import (
+    BatchNorm,
+    ConditionalBatchNorm,
+    MapConv,
+    SpectralMapConv,
+    alone,
+    pad_columns,
+    scaled_channels,
+)
+from tests.invkit.toy_task import start, wait
 
 
 def test_columns_wrap_around_or_repeat_their_border(rng):
@@ -15,6 +25,16 @@ def test_columns_wrap_around_or_repeat_their_border(rng):
     assert torch.equal(pad_columns(maps, 2, wrap=True), F.pad(maps, (2, 2, 0, 0), mode="circular"))
     assert torch.equal(pad_columns(maps, 2, wrap=False), F.pad(maps, (2, 2, 0, 0), mode="replicate"))
     assert pad_columns(maps, 0, wrap=True) is maps
+
+
+@pytest.mark.parametrize("wrap, mode", [(True, "circular"), (False, "replicate")])
+def test_the_gradient_of_padding_is_that_of_torch_and_has_one_itself(wrap, mode, rng):
+    maps = torch.randn(2, 3, 4, 6, generator=rng, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 3, 4, 10, generator=rng, dtype=torch.float64)
+    ours, torchs = pad_columns(maps, 2, wrap=wrap), F.pad(maps, (2, 2, 0, 0), mode=mode)
+    gradients = [torch.autograd.grad((padded * weight).sum(), maps)[0] for padded in (ours, torchs)]
+    torch.testing.assert_close(*gradients)
+    assert torch.autograd.gradgradcheck(lambda maps: pad_columns(maps, 2, wrap=wrap).square(), maps)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -157,22 +177,50 @@ def far_from_zero() -> Tensor:
     return 1000 + torch.randn(6, 2, 3, 3, generator=torch.Generator().manual_seed(2))
 
 
-def one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def nearly_constant() -> tuple[Tensor, Tensor]:
+    """Values whose variances are far below, near and far above the epsilon of 1e-5; and weights for a loss."""
+    rng = torch.Generator().manual_seed(3)
+    spread = torch.tensor([1e-4, 3.3e-3, 2.0], dtype=torch.float64).view(1, 3, 1, 1)
+    values = 0.5 + spread * torch.randn(6, 3, 2, 2, generator=rng, dtype=torch.float64)
+    return values, torch.randn(values.shape, generator=rng, dtype=torch.float64)
+
+
+def clamped(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """What the clamped normalization makes of a part of the joint batch, its gradient, and its running variance."""
+    values, weight = nearly_constant()
+    mine = values[part].requires_grad_()
+    norm = BatchNorm(3, affine=False, clamp_variance=True).double()
+    white = norm(mine)
+    (white.square() * weight[part]).sum().backward()
+    return white.detach(), mine.grad, norm.running_var
+
+
+def one_of_two(folder: Path) -> None:
+    rank = dist.init().rank
     latent, label = joint_batch()
     mine = slice(0, 2) if rank == 0 else slice(2, 5)
     found = answers(small_generator(), latent[mine], label[mine])
     norm = BatchNorm(2, affine=True)
     found["far"] = norm(far_from_zero()[2 * rank : 2 + 4 * rank]).detach()
     found["far var"] = norm.running_var
-    torch.save(found, Path(folder, f"{rank}.pt"))
-    torch.distributed.destroy_process_group()
+    found["clamped"], found["clamped grad"], found["clamped var"] = clamped(slice(2) if rank == 0 else slice(2, 6))
+    own = BatchNorm(3, affine=False).double()
+    with alone(own):
+        found["alone"] = own(nearly_constant()[0][: 2 + rank])  # batches that differ in size, and not at the same time
+    torch.save(found, folder / f"{rank}.pt")
+    dist.finish()
 
 
-def test_two_processes_normalize_by_their_joint_batch(tmp_path):
-    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict[str, Tensor]]:
+    """What the two processes of `one_of_two` found."""
+    folder = tmp_path_factory.mktemp("two")
+    assert wait(start(2, one_of_two, folder)) == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_normalize_by_their_joint_batch(two_ranks):
+    first, second = two_ranks
     expected = answers(small_generator(), *joint_batch())
     for name, value in expected.items():
         if name.startswith("grad"):
@@ -187,3 +235,31 @@ def test_two_processes_normalize_by_their_joint_batch(tmp_path):
     exact = norm(far_from_zero().double()).float()
     torch.testing.assert_close(torch.cat([first["far"], second["far"]]), exact.detach(), rtol=0, atol=2e-4)
     torch.testing.assert_close(first["far var"], norm.running_var.float(), rtol=1e-5, atol=0)
+
+
+def test_several_processes_can_clamp_the_variance_and_one_never_does(two_ranks):
+    values, weight = nearly_constant()
+    values.requires_grad_()
+    mean, var = values.mean((0, 2, 3), keepdim=True), values.var((0, 2, 3), correction=0, keepdim=True)
+    assert var[0, 0] < 1e-6 < var[0, 1] < 2e-5 < 1 < var[0, 2]
+    white = (values - mean) / torch.sqrt(torch.maximum(var, torch.tensor(1e-5, dtype=torch.float64)))
+    (white.square() * weight).sum().backward()
+    joined = {name: torch.cat([rank[name] for rank in two_ranks]) for name in ("clamped", "clamped grad")}
+    torch.testing.assert_close(joined["clamped"], white.detach(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(joined["clamped grad"], values.grad, rtol=1e-7, atol=1e-8)
+    unbiased = 0.9 + 0.1 * values.detach().var((0, 2, 3))
+    for rank in two_ranks:
+        torch.testing.assert_close(rank["clamped var"], unbiased)
+    plain = F.batch_norm(values.detach(), None, None, training=True, eps=1e-5)
+    torch.testing.assert_close(clamped(slice(None))[0], plain)
+    assert (plain - white)[:, 1].abs().max() > 0.1
+
+
+def test_a_process_can_normalize_alone(two_ranks):
+    values, _ = nearly_constant()
+    for rank, found in enumerate(two_ranks):
+        torch.testing.assert_close(found["alone"], F.batch_norm(values[: 2 + rank], None, None, training=True))
+    norm = ConditionalBatchNorm(3, 2).norm
+    with alone(nn.Sequential(norm)):
+        assert norm.alone
+    assert not norm.alone
