@@ -36,12 +36,14 @@ MESHINVERSION_STAGES = (
     Stage(50, 0.005, 0.0005),
 )
 
+TRIAL = Stage(30, 0.05, 0.01)
+
 
 class Inverter:
     """Searches the latents and cameras under which a prior's renderings look like given pictures (Eq. 5).
 
     Args:
-        init: gives the first guess.
+        init: gives the first guess, or several for each image, those for one image after another.
         objective: what is minimized. What it needs of the photographs is computed once for each search.
         betas: of Adam, for the latents and for the cameras alike.
         warm_up: step k, counted from 1, has its rates multiplied by k / warm_up as long as k < warm_up.
@@ -51,6 +53,9 @@ class Inverter:
         extras: fields of `Rendering` that the objective reads beside rgb and mask, such as soft_mask.
         init_objective: by which `init` compares guesses; None takes `objective`. One without a costly term tries many
             times as many guesses in the same time, and the best of them by either is mostly as good a start.
+        trial: where `init` gives several guesses for an image, all of them are first searched from for these steps, by
+            `init_objective`, and the one that is then best by `objective` goes on.
+        max_batch: guesses on trial at once; bounds the memory and changes nothing else.
     """
 
     def __init__(
@@ -67,12 +72,17 @@ class Inverter:
         normalize_quaternion: bool = True,
         extras: Sequence[str] = (),
         init_objective: Objective | None = None,
+        trial: Stage = TRIAL,
+        max_batch: int = 64,
     ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1; got {max_batch}")
         self.prior, self.renderer, self.init, self.objective = prior, renderer, init, objective
         self.stages, self.betas, self.warm_up = tuple(stages), tuple(betas), warm_up
         self.optimize_camera, self.normalize_quaternion = optimize_camera, normalize_quaternion
         self.extras = frozenset(extras)
         self.init_objective = objective if init_objective is None else init_objective
+        self.trial, self.max_batch = trial, max_batch
 
     def __call__(self, views: Views) -> tuple[Estimate, Trace]:
         """The estimates after the last step, rendered, and how the search went.
@@ -82,10 +92,51 @@ class Inverter:
         """
         refuse_unusable(views)
         targets = self.objective.targets(views)
-        shared = self.init_objective is self.objective
+        first, tried = self.begin(targets)
+        estimate, trace = self.refine(tried, targets)
+        return estimate, replace(trace, start=first)
+
+    def begin(self, target: Targets | Views) -> tuple[Guess, Guess]:
+        """Where the search for each image begins: the first guess, and that after its trial (the same without one).
+
+        Args:
+            target: the photographs, or `objective.targets` of them.
+
+        Raises:
+            ValueError: `init` does not give as many guesses for one image as for another.
+        """
+        targets = self.objective.targets(target) if isinstance(target, Views) else target
+        views = targets.views
+        first_targets = targets if self.init_objective is self.objective else self.init_objective.targets(views)
         with torch.no_grad():
-            start = self.init(self.prior, views, self.score(targets if shared else views))
-        return self.refine(start, targets)
+            guesses = self.init(self.prior, views, self.score(first_targets)).detach()
+        if len(guesses) == len(views):
+            return guesses, guesses
+        if len(guesses) % len(views):
+            raise ValueError(f"init gave {len(guesses)} guesses for {len(views)} images")
+        per_image = len(guesses) // len(views)
+        parts = [
+            self._on_trial(guesses[rows], first_targets[images], targets[images])
+            for images, rows in _chunks(len(views), per_image, self.max_batch)
+        ]
+        best = torch.cat([value for _, value in parts]).view(len(views), per_image).argmin(dim=1)
+        winner = torch.arange(len(views), device=best.device) * per_image + best
+        return guesses[winner], Guess.cat([guess for guess, _ in parts])[winner]
+
+    def _on_trial(self, start: Guess, first_targets: Targets, targets: Targets) -> tuple[Guess, Float[Tensor, "N"]]:
+        """The guesses after the steps of the trial, and how good each is then: infinite where its search broke down."""
+        state = self._state(start)
+        for _ in range(self.trial.steps):
+            with torch.enable_grad():
+                value = total(self.init_objective(self.estimate(state.guess()), first_targets))
+                state.step(value, self.trial.latent_rate, self.trial.camera_rate)
+        with torch.no_grad():
+            value = total(self.objective(self.estimate(state.guess()), targets))
+        state.fall_back(value.isfinite())
+        return state.guess().detach(), torch.where(state.finite, value, torch.inf)
+
+    def _state(self, start: Guess) -> "_State":
+        return _State(start.detach(), self.betas, self.optimize_camera, self.normalize_quaternion)
 
     def estimate(self, guess: Guess) -> Estimate:
         """What a guess looks like."""
@@ -111,17 +162,19 @@ class Inverter:
         """The search from a given start; see `__call__`.
 
         Args:
+            start: a guess for each image, or several for each, those for one image after another; all are searched.
             target: the photographs, or `objective.targets` of them.
         """
         targets = self.objective.targets(target) if isinstance(target, Views) else target
-        state = _State(start.detach(), self.betas, self.optimize_camera, self.normalize_quaternion)
+        state = self._state(start)
+        masks = targets.views.mask.repeat_interleave(len(start) // len(targets), dim=0)
         columns, overlaps = [], []
 
         def look() -> tuple[Estimate, Float[Tensor, "B"]]:
             estimate = self.estimate(state.guess())
             terms = self.objective(estimate, targets)
             columns.append(torch.stack(list(terms.values()), dim=1).detach())
-            overlaps.append(iou(estimate.image.mask.detach(), targets.views.mask))
+            overlaps.append(iou(estimate.image.mask.detach(), masks))
             return estimate, total(terms)
 
         for latent_rate, camera_rate in self._rates():
@@ -204,6 +257,19 @@ class _State:
 
 def _where(rows: Bool[Tensor, "B"], first: Tensor, second: Tensor) -> Tensor:
     return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
+
+
+def _chunks(images: int, per_image: int, most: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Positions of images and of their guesses that go together: whole images, or a part of the guesses for one."""
+    if per_image > most:
+        for image in range(images):
+            rows = range(image * per_image, (image + 1) * per_image)
+            yield from (([image], list(rows[start : start + most])) for start in range(0, per_image, most))
+    else:
+        at_once = most // per_image
+        for first in range(0, images, at_once):
+            last = min(first + at_once, images)
+            yield list(range(first, last)), list(range(first * per_image, last * per_image))
 
 
 def refuse_unusable(views: Views) -> None:

@@ -1,7 +1,6 @@
 """First guesses for the search (MeshInversion, section 3.1)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -106,21 +105,23 @@ class BestOfViews:
     """The best guesses from all around the object, for photographs whose camera is unknown.
 
     Random latents (with random classes, where the class is unknown too) are looked at from `azimuths` evenly spaced
-    sides, their bodies inclined by each of `inclinations`; scale and shift are those that bring the box around the
-    projected mesh onto the box around the silhouette. For each view the best latent is found, and the best `keep` views
-    are returned: a search that begins from each of them for a while can tell front from back where a first look cannot.
+    sides at each of `inclinations`; scale and shift are those that bring the box around the projected mesh onto the box
+    around the silhouette. All views are offered the same latents, each takes the one that suits it best, and the best
+    `keep` views are returned: a search that begins from each of them for a while can tell front from back where a first
+    look cannot.
 
     Args:
-        count: guesses tried for each image, all views together.
-        keep: guesses returned for each image.
-        inclinations: degrees; 0 is an upright body, 90 one that lies (`viewpoints.canonical`).
+        count: latents tried in each view.
+        keep: guesses returned for each image, all of different views.
+        inclinations: degrees by which the body's axis rises towards the head; 0 is level, 90 head up
+            (`viewpoints.canonical`).
         batch_size: guesses decoded and rendered at once, all images together.
         classes: those tried where an image's is unknown; None is all the prior has.
     """
 
     def __init__(
         self,
-        count: int = 720,
+        count: int = 20,
         *,
         keep: int = 8,
         azimuths: int = 12,
@@ -129,17 +130,18 @@ class BestOfViews:
         seed: int = 1234,
         classes: Sequence[int] | None = None,
     ) -> None:
-        views = azimuths * len(inclinations)
-        if not 1 <= keep <= views <= count or batch_size < 1:
+        if min(count, batch_size, azimuths, len(inclinations)) < 1:
             raise ValueError(
-                f"need 1 <= keep <= azimuths * inclinations <= count and batch_size >= 1; got keep {keep}, "
-                f"{azimuths} * {len(inclinations)} views, count {count}, batch_size {batch_size}"
+                f"count, batch_size, azimuths and the number of inclinations must be at least 1; got {count}, "
+                f"{batch_size}, {azimuths}, {len(inclinations)}"
             )
-        self.keep, self.batch_size, self.seed, self.classes = keep, batch_size, seed, classes
-        self.per_view = count // views
-        self.rotations = torch.cat(
-            [viewpoints.azimuth_ring(azimuths, default_orientation=degrees).quat for degrees in inclinations]
-        )
+        if not 1 <= keep <= azimuths * len(inclinations):
+            raise ValueError(f"keep must be from 1 to the {azimuths * len(inclinations)} views; got {keep}")
+        if classes is not None and not len(classes):
+            raise ValueError("classes must name at least one class, or be left out")
+        self.count, self.keep, self.batch_size, self.seed, self.classes = count, keep, batch_size, seed, classes
+        rings = [viewpoints.azimuth_ring(azimuths, default_orientation=degrees) for degrees in inclinations]
+        self.rotations = Camera.cat(rings).quat
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
@@ -151,56 +153,53 @@ class BestOfViews:
         offered = offered_classes(prior, views, self.classes)
         rng = torch.Generator().manual_seed(self.seed)
         images, device = len(views), views.rgb.device
+        latents = prior.sample(self.count, rng).to(device)
+        classes = offered[torch.randint(len(offered), (self.count,), generator=rng)].to(device)
         rotations = self.rotations.to(views.camera.quat)
-        count = len(rotations) * self.per_view
-        latents = prior.sample(count, rng).to(device)
-        classes = offered[torch.randint(len(offered), (count,), generator=rng)].to(device)
-        # Candidate i of view v is number v * per_view + i.
-        values, cameras = [], []
-        for tried in torch.arange(count, device=device).split(max(1, self.batch_size // images)):
-            candidate = tried.repeat(images)
-            shown = views.repeat(len(tried))
-            label = _labels(prior, shown, classes[candidate])
-            guess = Guess(latents[candidate], shown.camera, label)
-            guess = replace(
-                guess, camera=self._onto_silhouette(prior, guess, rotations[candidate // self.per_view], shown)
-            )
-            found = score(guess).view(images, len(tried))
-            values.append(torch.where(found.isnan(), torch.inf, found))
-            cameras.append(guess.camera)
-        value = torch.cat(values, dim=1).unflatten(1, (len(rotations), self.per_view))
-        least, place = value.min(dim=2)
-        order = least.argsort(dim=1, stable=True)[:, : self.keep]
-        chosen = order * self.per_view + place.gather(1, order)
-        image = torch.arange(images, device=device)[:, None].expand_as(chosen)
-        camera = _by_candidate(cameras, images)[(chosen * images + image).flatten()]
-        shown = views.repeat(self.keep)
-        return Guess(latents[chosen.flatten()], camera, _labels(prior, shown, classes[chosen.flatten()]))
+        corners = silhouette_box(views.mask)
+        values: list[list[Tensor]] = [[] for _ in rotations]
+        for tried in torch.arange(self.count, device=device).split(max(1, self.batch_size // images)):
+            candidate, image = tried.repeat(images), torch.arange(images, device=device).repeat_interleave(len(tried))
+            latent, label = latents[candidate], _labels(prior, views.repeat(len(tried)), classes[candidate])
+            vertices = prior.decode(latent, label).vertices
+            for view, quat in enumerate(rotations):
+                camera = filling(vertices, quat.expand(len(latent), 4), *(corner[image] for corner in corners))
+                values[view].append(score(Guess(latent, camera, label)).view(images, -1))
+        value = torch.stack([torch.cat(parts, dim=1) for parts in values], dim=1)
+        least, candidate = torch.where(value.isnan(), torch.inf, value).min(dim=2)
+        view = least.argsort(dim=1, stable=True)[:, : self.keep].flatten()
+        image = torch.arange(images, device=device).repeat_interleave(self.keep)
+        candidate = candidate[image, view]
+        latent, label = latents[candidate], _labels(prior, views.repeat(self.keep), classes[candidate])
+        vertices = self._vertices(prior, latent, label)
+        return Guess(latent, filling(vertices, rotations[view], *(corner[image] for corner in corners)), label)
 
-    def _onto_silhouette(self, prior: Prior, guess: Guess, quat: Tensor, views: Views) -> Camera:
-        """Weak-perspective cameras under which the meshes fill the boxes around the silhouettes."""
-        vertices = rotation.rotate(quat, prior.decode(guess.latent, guess.label).vertices)[..., :2]
-        low, high = vertices.amin(dim=1), vertices.amax(dim=1)
-        left_top, right_bottom = silhouette_box(views.mask)
-        wanted = (right_bottom - left_top).prod(dim=1)
-        scale = (wanted / (high - low).prod(dim=1).clamp_min(1e-12)).sqrt()
-        shift = (left_top + right_bottom) / 2 - scale[:, None] * (low + high) / 2
-        return Camera(quat, scale, shift, torch.zeros_like(scale))
+    def _vertices(self, prior: Prior, latent: Float[Tensor, "N *L"], label: Int[Tensor, "N"] | None) -> Tensor:
+        parts = torch.arange(len(latent), device=latent.device).split(self.batch_size)
+        return torch.cat([prior.decode(latent[p], None if label is None else label[p]).vertices for p in parts])
+
+
+def filling(
+    vertices: Float[Tensor, "B N 3"],
+    quat: Float[Tensor, "B 4"],
+    left_top: Float[Tensor, "B 2"],
+    right_bottom: Float[Tensor, "B 2"],
+) -> Camera:
+    """The weak-perspective cameras in which the box around a turned object has the middle and area of a given one."""
+    turned = rotation.rotate(quat, vertices)[..., :2]
+    low, high = turned.amin(dim=1), turned.amax(dim=1)
+    wanted = (right_bottom - left_top).prod(dim=1)
+    scale = (wanted / (high - low).prod(dim=1).clamp_min(1e-12)).sqrt()
+    shift = (left_top + right_bottom) / 2 - scale[:, None] * (low + high) / 2
+    return Camera(quat, scale, shift, torch.zeros_like(scale))
 
 
 def silhouette_box(mask: Float[Tensor, "B 1 H W"]) -> tuple[Float[Tensor, "B 2"], Float[Tensor, "B 2"]]:
     """Left-top and right-bottom corner of the foreground's box in NDC; the whole picture where there is none."""
     corners = []
-    for axis in (3, 2):
-        inside = (mask > FOREGROUND).any(dim=5 - axis).flatten(1)
-        inside = inside | ~inside.any(dim=1, keepdim=True)
-        size = inside.shape[1]
-        first, last = inside.float().argmax(dim=1), size - inside.flip(1).float().argmax(dim=1)
-        corners.append(torch.stack([first, last], dim=1).to(mask) * (2 / size) - 1)
+    for seen in ((mask > FOREGROUND).any(dim=2).flatten(1), (mask > FOREGROUND).any(dim=3).flatten(1)):
+        inside = (seen | ~seen.any(dim=1, keepdim=True)).to(mask)
+        first, last = inside.argmax(dim=1), inside.shape[1] - inside.flip(1).argmax(dim=1)
+        corners.append(torch.stack([first, last], dim=1).to(mask) * (2 / inside.shape[1]) - 1)
     low, high = torch.stack(corners, dim=2).unbind(1)
     return low, high
-
-
-def _by_candidate(parts: Sequence[Camera], images: int) -> Camera:
-    """Cameras listed image by image in each part, as one list: candidate by candidate, and in it image by image."""
-    return Camera.cat([part[torch.arange(len(part)).view(images, -1).T.flatten()] for part in parts])
