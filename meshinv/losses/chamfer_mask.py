@@ -17,7 +17,7 @@ from meshinv.losses import points
 
 
 @dataclass(frozen=True)
-class Silhouette(Batch):
+class Foreground(Batch):
     """The places (NDC) of the foreground pixels of each image; padded, see `valid`."""
 
     position: Float[Tensor, "B M 2"]
@@ -40,7 +40,7 @@ class ChamferMask:
     def __init__(self, *, max_points: int | None = None, half_pixel: bool = False) -> None:
         self.max_points, self.half_pixel = max_points, half_pixel
 
-    def target(self, views: Views) -> Silhouette:
+    def target(self, views: Views) -> Foreground:
         """The places of the foreground pixels.
 
         Raises:
@@ -50,9 +50,9 @@ class ChamferMask:
         pixels.require_some(views.index)
         offset = 0.5 if self.half_pixel else 0.0
         position = pixels.positions(*views.mask.shape[-2:], offset=offset, dtype=views.mask.dtype)
-        return Silhouette(position, pixels.valid)
+        return Foreground(position, pixels.valid)
 
-    def __call__(self, estimate: Estimate, target: Silhouette) -> Float[Tensor, "B"]:
+    def __call__(self, estimate: Estimate, target: Foreground) -> Float[Tensor, "B"]:
         """The distance for each image."""
         vertices = estimate.camera.project(estimate.scene.vertices)[..., :2]
         places, counts = target.position, target.valid.sum(dim=1).tolist()

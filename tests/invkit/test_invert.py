@@ -256,6 +256,40 @@ def test_each_guess_is_decoded_once():
     assert prior.decoded == 30
 
 
+def test_the_photographs_are_prepared_once_for_a_search():
+    prior, views, _ = scene(3)
+
+    class Prepared:
+        made = 0
+
+        def target(self, views: Views) -> Views:
+            self.made += 1
+            assert not torch.is_grad_enabled()
+            return views
+
+        def __call__(self, estimate: Estimate, target: Views) -> torch.Tensor:
+            return colors(estimate, target)
+
+    term = Prepared()
+    found, trace = inverter(prior, (Stage(5, 0.1, 0.01),), objective(color=term))(views)
+    assert term.made == 1
+    plain, other = inverter(prior, (Stage(5, 0.1, 0.01),))(views)
+    assert torch.equal(found.latent, plain.latent)
+    assert torch.equal(trace.total, other.total)
+
+
+def test_first_guesses_can_be_compared_by_another_objective():
+    prior, views, _ = scene(3)
+    only_color = Objective({"color": WeightedTerm(1.0, colors)})
+    search = inverter(prior, (Stage(2, 0.1, 0.01),), init_objective=only_color)
+    _, trace = search(views)
+    expected = BestOfN(8)(prior, views, inverter(prior, goal=only_color).score(views))
+    by_all = BestOfN(8)(prior, views, inverter(prior).score(views))
+    assert torch.equal(trace.start.latent, expected.latent)
+    assert not torch.equal(trace.start.latent, by_all.latent)
+    assert set(trace.terms) == {"color", "mask"}
+
+
 def test_a_score_needs_the_same_number_of_guesses_for_each_image():
     prior, views, _ = scene(3)
     with pytest.raises(ValueError, match="shared out"):

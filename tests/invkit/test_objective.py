@@ -1,11 +1,15 @@
 """The objective and the losses that know no scene."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
+from invkit.batch import Batch
 from invkit.camera import Camera
 from invkit.losses import latent, mask, pixel
-from invkit.objective import Objective, WeightedTerm, total
+from invkit.objective import Objective, Targets, WeightedTerm, total
 from invkit.types import Estimate, Rendering, Views
 
 POSE = Camera.from_cmr(torch.tensor([[1.0, 0, 0, 1, 0, 0, 0]] * 2))
@@ -34,6 +38,56 @@ def test_a_term_without_weight_is_not_evaluated(rng):
 
     objective = Objective({"off": WeightedTerm(0.0, explode), "on": WeightedTerm(1.0, pixel.l1)})
     assert list(objective(*pair(rng))) == ["on"]
+
+
+@dataclass(frozen=True)
+class MeanColor(Batch):
+    color: Tensor
+
+
+class ColorTerm:
+    """A term that needs a statistic of the photographs, and counts how often it was made."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def target(self, views: Views) -> MeanColor:
+        self.made += 1
+        return MeanColor(views.rgb.mean(dim=(2, 3)))
+
+    def __call__(self, estimate: Estimate, target: MeanColor) -> Tensor:
+        return (estimate.image.rgb.mean(dim=(2, 3)) - target.color).square().sum(dim=1)
+
+
+def test_what_a_term_needs_of_the_photographs_is_made_once(rng):
+    estimate, views = pair(rng)
+    term = ColorTerm()
+    objective = Objective({"color": WeightedTerm(2.0, term), "l1": WeightedTerm(1.0, pixel.l1)})
+    targets = objective.targets(views)
+    assert list(targets.prepared) == ["color"]
+    first, again = objective(estimate, targets), objective(estimate, targets)
+    assert term.made == 1
+    expected = 2 * (estimate.image.rgb.mean(dim=(2, 3)) - views.rgb.mean(dim=(2, 3))).square().sum(dim=1)
+    torch.testing.assert_close(first["color"], expected)
+    torch.testing.assert_close(first["l1"], pixel.l1(estimate, views))
+    straight = objective(estimate, views)
+    assert all(torch.equal(first[name], other[name]) for other in (again, straight) for name in first)
+    one = objective(estimate[1], targets[1])
+    assert all(torch.equal(one[name], first[name][1:]) for name in first)
+    assert targets.to("cpu", dtype=torch.float64).prepared["color"].color.dtype == torch.float64
+    joined = Targets.cat([targets[1], targets[0]])
+    assert torch.equal(joined.prepared["color"].color, targets.prepared["color"].color.flip(0))
+
+
+def test_several_guesses_of_each_image_are_compared_with_it(rng):
+    estimate, views = pair(rng)
+    guesses = Estimate.cat([estimate[[0, 1, 1]], estimate[[1, 1, 0]]])
+    objective = Objective({"color": WeightedTerm(2.0, ColorTerm()), "l1": WeightedTerm(1.0, pixel.l1)})
+    found = objective(guesses, objective.targets(views))
+    expected = objective(guesses, views[[0, 0, 0, 1, 1, 1]])
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(ValueError, match="5 guesses cannot be shared out evenly to 2 images"):
+        objective(guesses[:5], views)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

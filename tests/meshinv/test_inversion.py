@@ -188,10 +188,16 @@ def test_published_losses_and_gradients(losses, name):
     expected = PUBLISHED[name]
     assert value == pytest.approx(expected[0], abs=1e-5)
     assert by_z == pytest.approx(expected[1], rel=3e-3)
-    # A few features are nearly as close to one partner as to another, and rounding decides.
+    # A few features are nearly as close to one partner as to another: moving the vertices by 6e-7, the precision of the
+    # file that the published mesh was read from, changes this gradient by up to 6 % of its norm.
     slack = 4e-4 if name == "feature" else 2e-5
     for found, published in zip((by_scale, by_shift, by_quat), expected[2:], strict=True):
         torch.testing.assert_close(found, torch.tensor(published), rtol=2e-3, atol=slack)
+
+
+def test_published_smoothness(search, target):
+    estimate = search.estimate(Guess(latent().float(), target.camera, target.label))
+    assert 5e-5 * smoothness(estimate, target).item() == pytest.approx(4.7461e-5, abs=1e-8)
 
 
 def test_published_total(losses):
@@ -282,8 +288,11 @@ def test_a_search_on_meshes_finds_the_outline(small):
 def test_a_batch_of_meshes_gives_what_each_gives_alone(small):
     """In double precision: in single, rounding decides some of the matches that the gradient goes through."""
     inverter, views = small
+    feature = ChamferTexture(Features(VGG19(("relu2_1",), weights=RANDOM)), forth=0.5, back=0.5)
+    more = {"feature": WeightedTerm(0.04, feature), "smoothness": WeightedTerm(5e-5, smoothness)}
+    goal = Objective({**inverter.objective.terms, **more})
     prior = MeshPrior(copy.deepcopy(inverter.prior.generator).double(), Template())
-    short = Inverter(prior, inverter.renderer, BestOfN(3), inverter.objective, [Stage(4, 0.05, 0.005)])
+    short = Inverter(prior, inverter.renderer, BestOfN(3), goal, [Stage(4, 0.05, 0.005)])
     views = views.to("cpu", dtype=torch.float64)
     together, trace = short(views)
     for b in range(3):
