@@ -1,7 +1,8 @@
 """Measuring records: decode, render again, compare. Nothing that is measured was stored as a picture."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 
 from invkit import dist, viewpoints
 from invkit.data.dataset import ImageSet
-from invkit.images import composite, grid
-from invkit.metrics.iou import iou
-from invkit.protocols import Metric, Prior, Renderer
+from invkit.images import composite, grid, resize_antialias
+from invkit.measurement import EvaluationProtocol, Instruments, Measurement, Resources
+from invkit.protocols import Prior, Renderer
 from invkit.records import Record, RecordStore
-from invkit.types import Estimate, Guess, Views
+from invkit.types import Estimate, Guess, Rendering, Views
+from invkit.viewpoints import Viewpoints
 
 TURNED_SCALE = 0.7
 """Turned objects are drawn smaller, so that one photographed from its short side stays in the picture."""
+
+Result = dict[str, Any]
 
 
 def render(guess: Guess, prior: Prior, renderer: Renderer) -> Estimate:
@@ -26,51 +30,102 @@ def render(guess: Guess, prior: Prior, renderer: Renderer) -> Estimate:
     return Estimate(guess.latent, guess.camera, scene, renderer(scene, guess.camera), guess.label)
 
 
-@torch.no_grad()
+def measure(
+    store: RecordStore,
+    prior: Prior,
+    renderer: Renderer,
+    dataset: ImageSet,
+    protocols: Mapping[str, EvaluationProtocol],
+    instruments: Instruments = Instruments(),
+    *,
+    batch_size: int = 16,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[str, Result]]:
+    """The name and result of each protocol, as soon as it is done; those that look alike are done in one go.
+
+    With several processes each measures its share, and all get the whole. Images that could not be searched are not
+    measured; `statuses` names them.
+
+    Returns:
+        (name, result). A result has `protocol` (its settings), `images` measured, `pictures` of them, `reals` (real
+        photographs they were compared with as a set, or None), `metrics` (name -> `value`, `note` where there was a
+        warning, and `per_image` by image where there are such values), `not_measured` (metric -> why), `unreadable`
+        (image -> why).
+    """
+    resources = Resources(instruments, list(protocols.values()), batch_size=batch_size, device=device)
+    annotated = dataset.annotated()
+    gone = set(store.missing(dataset.names))
+    here = dist.share([index for index in range(len(dataset)) if index not in gone])
+    alike: dict[tuple[Viewpoints, bool], dict[str, Measurement]] = {}
+    for name, protocol in protocols.items():
+        group = alike.setdefault((protocol.viewpoints, protocol.first_guess), {})
+        group[name] = Measurement(protocol, resources, dataset)
+    for (looking, first_guess), group in alike.items():
+        for measurement in group.values():
+            measurement.prepare()
+        wanted = [measurement for measurement in group.values() if measurement]
+        for start in range(0, len(here) if wanted else 0, batch_size):
+            part = here[start : start + batch_size]
+            records = [(index, store.read(dataset.names[index])) for index in part]
+            found = [(index, record) for index, record in records if record.found is not None]
+            if found:
+                batch = _Batch(found, dataset, annotated, resources, device)
+                _look(batch, looking, first_guess, prior, renderer, wanted)
+        for name, measurement in group.items():
+            yield name, measurement.result()
+
+
+def statuses(store: RecordStore, dataset: ImageSet) -> Result:
+    """How the searches ended.
+
+    Returns:
+        statuses: status -> number of records; failed: name -> why, of the images that could not be searched;
+        missing: names of the images without a record; iou_of_search: name -> overlap that the search itself ended with.
+    """
+    gone = set(store.missing(dataset.names))
+    records = [store.read(name) for index, name in enumerate(dataset.names) if index not in gone]
+    return {
+        "statuses": dict(Counter(record.status if record.found is not None else "failed" for record in records)),
+        "failed": {record.name: record.status for record in records if record.found is None},
+        "missing": [dataset.names[index] for index in sorted(gone)],
+        "iou_of_search": {r.name: float(r.trace.iou[0, -1]) for r in records if r.trace is not None},
+    }
+
+
 def evaluate(
     store: RecordStore,
     prior: Prior,
     renderer: Renderer,
     dataset: ImageSet,
-    metrics: Sequence[Metric] = (),
     *,
     batch_size: int = 16,
-    device: torch.device | str | None = None,
-) -> dict[str, Any]:
-    """The reconstructions against the data set's images and masks, at the input view.
+    device: torch.device | str = "cpu",
+) -> Result:
+    """The overlap of the reconstructions with the masks they were made from, before and after the search.
 
     With several processes each measures its share, and all return the whole.
 
     Returns:
         count: images measured.
-        iou_before, iou_after: mean overlap of first guess and result with the data set's masks; None where count is 0.
-        metrics: value of each metric by its name.
+        iou_before, iou_after: mean overlap of first guess and result; None where count is 0.
         images: by name: status, iou_before and iou_after of every image that has a record.
         missing: names of the images without a record.
     """
-    gone = set(store.missing(dataset.names))
-    images = {}
-    here = dist.share([index for index in range(len(dataset)) if index not in gone])
-    for start in range(0, len(here), batch_size):
-        part = here[start : start + batch_size]
-        records = [store.read(dataset.names[index]) for index in part]
-        images |= {record.name: {"status": record.status} for record in records}
-        found = [(index, record) for index, record in zip(part, records, strict=True) if record.found is not None]
-        if found:
-            images |= _measured(found, prior, renderer, dataset, metrics, device)
-    for part in dist.all_gather_states(images):
-        images |= part
-    for metric in metrics:
-        metric.merge(dist.all_gather_states({name: value.cpu() for name, value in metric.state().items()}))
-    measured = [image for image in images.values() if "iou_after" in image]
-    return {
-        "count": len(measured),
-        "iou_before": _mean([image["iou_before"] for image in measured]),
-        "iou_after": _mean([image["iou_after"] for image in measured]),
-        "metrics": {metric.name: metric.compute() for metric in metrics} if measured else {},
-        "images": {name: images[name] for name in sorted(images)},
-        "missing": [dataset.names[index] for index in sorted(gone)],
+    protocols = {
+        "iou_before": EvaluationProtocol({"iou": {}}, first_guess=True),
+        "iou_after": EvaluationProtocol({"iou": {}}),
     }
+    results = dict(measure(store, prior, renderer, dataset, protocols, batch_size=batch_size, device=device))
+    missing = statuses(store, dataset)["missing"]
+    known = sorted(set(dataset.names) - set(missing))
+    images: dict[str, dict[str, Any]] = {name: {"status": store.read(name).status} for name in known}
+    means = {}
+    for key, result in results.items():
+        values = result["metrics"].get("iou", {"value": None, "per_image": {}})
+        means[key] = values["value"]
+        for name, value in values["per_image"].items():
+            images[name][key] = value
+    return {"count": results["iou_after"]["images"], **means, "images": images, "missing": missing}
 
 
 @torch.no_grad()
@@ -91,29 +146,119 @@ def contact_sheet(
     return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
 
-def _measured(
-    found: Sequence[tuple[int, Record]],
+@dataclass(frozen=True)
+class _Partners:
+    """What pictures are compared with: of each place in the batch that has it, K views; and what cannot be read."""
+
+    views: Mapping[int, Views]
+    unreadable: Mapping[str, str]
+
+    def of(self, places: Sequence[int], view: int) -> Views:
+        return Views.cat([self.views[place][view] for place in places])
+
+
+class _Batch:
+    """Some records, and what they are measured against, each read once."""
+
+    def __init__(
+        self,
+        records: Sequence[tuple[int, Record]],
+        dataset: ImageSet,
+        annotated: ImageSet,
+        resources: Resources,
+        device: torch.device | str,
+    ) -> None:
+        self.indices = [index for index, _ in records]
+        self.records = [record for _, record in records]
+        self.given, self.annotated = dataset, annotated
+        self.resources, self.device = resources, device
+        self._known: dict[int, _Partners] = {}
+
+    def guess(self, places: Sequence[int], first: bool) -> Guess:
+        """The results of the search, or where it began."""
+        records = [self.records[place] for place in places]
+        return Guess.cat([record.trace.start if first else record.found for record in records]).to(self.device)
+
+    def photographs(self, annotated: bool) -> _Partners:
+        """The photographs, with the masks and cameras that were given to the search or with the annotated ones."""
+        source = self.annotated if annotated else self.given
+        if id(source) not in self._known:
+            position = {name: place for place, name in enumerate(source.names)}
+            self._known[id(source)] = self._read(position.__contains__, lambda name: source[position[name]])
+        return self._known[id(source)]
+
+    def novel(self) -> _Partners:
+        """The further views of the images that have ground truth."""
+        truth = self.resources.get("truth")
+        return self._read(truth.__contains__, truth.views)
+
+    def _read(self, has: Callable[[str], bool], read: Callable[[str], Views]) -> _Partners:
+        views, unreadable = {}, {}
+        for place, (index, record) in enumerate(zip(self.indices, self.records, strict=True)):
+            if has(record.name):
+                try:
+                    found = read(record.name)
+                    views[place] = replace(found, index=torch.full_like(found.index, index)).to(self.device)
+                except (ValueError, OSError) as error:
+                    unreadable[record.name] = str(error)
+        return _Partners(views, unreadable)
+
+
+@torch.no_grad()
+def _look(
+    batch: _Batch,
+    looking: Viewpoints,
+    first_guess: bool,
     prior: Prior,
     renderer: Renderer,
-    dataset: ImageSet,
-    metrics: Sequence[Metric],
-    device: torch.device | str | None,
-) -> dict[str, dict[str, Any]]:
-    """Status and overlaps of these images; the metrics are updated on the way."""
-    views = dataset.batch([index for index, _ in found])
-    views = views if device is None else views.to(device)
-    first = Guess.cat([record.trace.start for _, record in found]).to(views.rgb.device)
-    last = Guess.cat([record.found for _, record in found]).to(views.rgb.device)
-    before = iou(render(first, prior, renderer).image.mask, views.mask)
-    estimate = render(last, prior, renderer)
-    after = iou(estimate.image.mask, views.mask)
-    for metric in metrics:
-        metric.update(estimate, estimate.image, views)
-    return {
-        record.name: {"status": record.status, "iou_before": old, "iou_after": new}
-        for (_, record), old, new in zip(found, before.tolist(), after.tolist(), strict=True)
-    }
+    measurements: Sequence[Measurement],
+) -> None:
+    """Show the records of a batch to the measurements, view by view."""
+    places, true, novel, partners = list(range(len(batch.records))), None, None, None
+    if looking.of_truth:
+        partners, own = batch.novel(), batch.photographs(annotated=True)
+        places = [place for place in places if place in partners.views and place in own.views]
+        if not places:
+            return
+        true, novel = own.of(places, 0).camera, Views.cat([partners.views[place] for place in places]).camera
+    guess = batch.guess(places, first_guess)
+    scene = prior.decode(guess.latent, guess.label)
+    shown = scene.centered() if looking.centered else scene
+    cameras = looking(guess.camera, true, novel)
+    num_views = len(cameras) // len(places)
+    for view in range(num_views):
+        image = renderer(shown, cameras[list(range(view, len(cameras), num_views))])
+        estimate = Estimate(guess.latent, guess.camera, scene, image, guess.label)
+        pictures: dict[Any, Rendering] = {}
+        for measurement in measurements:
+            protocol = measurement.protocol
+            if not protocol.takes(view):
+                continue
+            rows = list(range(len(places)))
+            if not protocol.unpaired:
+                against = partners or batch.photographs(protocol.annotated)
+                measurement.unreadable |= against.unreadable
+                rows = [row for row in rows if places[row] in against.views]
+            rows = [row for row in rows if measurement.covers(batch.records[places[row]].name)]
+            if not rows:
+                continue
+            # Protocols with the same background are shown the same tensors, which networks then see once.
+            key = (protocol.background, protocol.eight_bit, *rows)
+            if key not in pictures:
+                pictures[key] = protocol.shown(image[rows])
+            picture = pictures[key]
+            if protocol.unpaired:
+                index = torch.tensor([batch.indices[places[row]] for row in rows])
+                target = Views(picture.rgb, picture.mask, guess.camera[rows], None, index)
+            else:
+                target = protocol.partner(against.of([places[row] for row in rows], view))
+            if looking.of_truth:
+                picture = _resized(picture, target.rgb.shape[-1])
+            measurement.update(estimate[rows], picture, target)
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _resized(picture: Rendering, size: int) -> Rendering:
+    """A rendering at the size of the ground truth's pictures, so that results do not depend on the renderer's."""
+    if picture.rgb.shape[-1] == size:
+        return picture
+    return Rendering(resize_antialias(picture.rgb, size), resize_antialias(picture.mask, size))

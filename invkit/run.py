@@ -43,6 +43,8 @@ TRUSTED = ("invkit.", "meshinv.", "nerfinv.", "torch.optim.")
 
 SECONDS_BETWEEN_PROGRESS = 10.0
 
+CONFIG, LAST_CONFIG = "config.yaml", "last_config.yaml"
+
 
 class Run:
     """The folder, device, rank and log of one command. Use as a context manager.
@@ -50,6 +52,8 @@ class Run:
     config.yaml (expanded) and version.json (code and libraries) are written when the folder is new.
 
     Args:
+        frozen: the folder belongs to its configuration, and a command with another is refused. False: what the command
+            makes is made anew each time (a measurement, an export); last_config.yaml says with which settings.
         config: has `run` = {dir, seed, device: auto | cpu | cuda, wandb: {mode, project, name}} and whatever else the
             command needs; it is expanded here, once, into plain values.
     """
@@ -63,12 +67,12 @@ class Run:
     checkpoints: checkpoint.Checkpoints
     config: dict[str, Any]
 
-    def __init__(self, config: DictConfig | Mapping[str, Any]) -> None:
+    def __init__(self, config: DictConfig | Mapping[str, Any], *, frozen: bool = True) -> None:
         self.config = OmegaConf.to_container(OmegaConf.create(config), resolve=True, throw_on_missing=True)
         self.dir = Path(self.config["run"]["dir"])
         self.seed = int(self.config["run"]["seed"])
         self._lock: int | None = None
-        self._is_new = False
+        self._frozen, self._is_new, self._is_part = frozen, False, False
 
     def __enter__(self) -> "Run":
         """The opened run.
@@ -81,6 +85,7 @@ class Run:
             raise ValueError(f"run.device={chosen} is not one of auto, cpu, cuda")
         if chosen == "cuda" and not torch.cuda.is_available():
             raise ValueError("run.device=cuda, but torch finds no CUDA device; scripts/doctor.py says more")
+        self._is_part = dist.world_size() > 1  # of another run, whose processes stay together when this one ends
         ranks = dist.init()
         self.rank, self.world_size = ranks.rank, ranks.world_size
         on_gpu = chosen != "cpu" and torch.cuda.is_available()
@@ -109,7 +114,7 @@ class Run:
         self.log.close()
         if error is not None and self._is_new:
             self._withdraw()
-        if self.world_size > 1 and (error is None or isinstance(error, SystemExit)):
+        if self.world_size > 1 and not self._is_part and (error is None or isinstance(error, SystemExit)):
             dist.end_with(0 if error is None else error.code)
         self._leave()
 
@@ -153,9 +158,9 @@ class Run:
             raise ValueError(f"{self.dir} is in use by another process; wait or choose another run.dir") from None
         except OSError as error:
             warnings.warn(f"{self.dir}: {error}. Nothing keeps a second process out of this folder.", stacklevel=2)
-        frozen = self.dir / "config.yaml"
-        if not frozen.exists():
-            self._is_new = True
+        frozen = self.dir / (CONFIG if self._frozen else LAST_CONFIG)
+        self._is_new = not frozen.exists()
+        if self._is_new or not self._frozen:
             _write(self.dir / "version.json", json.dumps(code_version(), indent=2) + "\n")
             _write(frozen, OmegaConf.to_yaml(OmegaConf.create(self.config)))
             return
@@ -169,14 +174,15 @@ class Run:
 
     def _withdraw(self) -> None:
         """Leave no folder behind, if it holds nothing yet: a mistake in a setting must not bind the next attempt."""
-        before_any_result = {".lock", "config.yaml", "version.json"}
+        before_any_result = {".lock", CONFIG, LAST_CONFIG, "version.json"}
         if {path.name for path in self.dir.iterdir()} <= before_any_result:
             for path in self.dir.iterdir():
                 path.unlink()
             self.dir.rmdir()
 
     def _leave(self) -> None:
-        dist.finish()
+        if not self._is_part:
+            dist.finish()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

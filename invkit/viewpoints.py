@@ -1,17 +1,19 @@
-"""Where to look from: rings of azimuths in a canonical pose, turns of a found camera, random cameras.
+"""Where to look from: rings of azimuths in a canonical pose, turns of a found camera, random cameras, known cameras.
 
 The canonical pose is MeshInversion's (its evaluation renders every object so): the object frame has +y from head to
 tail and +z up, and the camera looks from the side with the body inclined. All cameras are weak perspective and put the
 object's origin at the center of the image; meshes are centered by their owner (`TexturedMesh.centered`).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from invkit import rotation
+from invkit.batch import Batch
 from invkit.camera import Camera
 
 X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
@@ -70,3 +72,132 @@ def orbit(camera: Camera, degrees: Float[Tensor, "K"], axis: tuple[float, float,
     cameras = turned(camera.repeat(len(degrees)), degrees.repeat(len(camera)), axis)
     nowhere = torch.zeros_like(cameras.shift)
     return replace(cameras, shift=nowhere, center=nowhere)
+
+
+# ---- One object in two frames ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame(Batch):
+    """Where the points of one object frame lie in another: scale R(quat) p + offset."""
+
+    quat: Float[Tensor, "B 4"]
+    scale: Float[Tensor, "B"]
+    offset: Float[Tensor, "B 3"]
+
+    def apply(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
+        return self.scale[:, None, None] * rotation.rotate(self.quat, points) + self.offset[:, None]
+
+
+def same(found: Camera, true: Camera) -> Frame:
+    """The estimate's frame taken for the true one, as it is."""
+    count, like = len(found), found.scale
+    quat = rotation.identity(count, device=like.device, dtype=like.dtype)
+    return Frame(quat, torch.ones_like(like), like.new_zeros(count, 3))
+
+
+def seen_alike(found: Camera, true: Camera) -> Frame:
+    """The estimate moved so that the true camera sees it just as the found camera does, perspective apart.
+
+    A single view leaves size and pose of the object open: a camera that is nearer to a smaller object, or both turned,
+    gives the same picture. Here what the two cameras differ in is taken from the shape, so that the shape is left.
+    Depth is not told apart: the centers of the two objects are at the same.
+    """
+    true_quat = rotation.normalize(true.quat)
+    aside = torch.cat([found.shift - true.shift, torch.zeros_like(found.shift[:, :1])], dim=1)
+    back = rotation.conjugate(true_quat)
+    offset = rotation.rotate(back, aside[:, None])[:, 0] / true.scale[:, None]
+    return Frame(rotation.multiply(back, rotation.normalize(found.quat)), found.scale / true.scale, offset)
+
+
+def through(camera: Camera, frame: Frame) -> Camera:
+    """The camera that shows points p as `camera` shows `frame.apply(p)`; exact with perspective too."""
+    x, y, depth = camera.in_camera(frame.offset[:, None])[:, 0].unbind(dim=1)
+    slope = camera.inv_focal * depth
+    shift = camera.shift + torch.stack([x, y], dim=1) + camera.center * slope[:, None]
+    return replace(
+        camera,
+        quat=rotation.multiply(camera.quat, frame.quat),
+        scale=camera.scale * frame.scale / (1 + slope),
+        shift=shift / (1 + slope)[:, None],
+    )
+
+
+# ---- What protocols look from ----------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Viewpoints(Protocol):
+    """From where each reconstruction is looked at.
+
+    centered: whether the object's middle is put at the origin first (`scene.centered()`).
+    paired: whether each picture has one that shows the same from the same place: the photograph, or ground truth.
+    of_truth: whether the cameras are those of further views that ground truth has.
+    """
+
+    centered: ClassVar[bool]
+    paired: ClassVar[bool]
+    of_truth: ClassVar[bool]
+
+    def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
+        """K cameras for each reconstruction, image-major.
+
+        Args:
+            found: of the photographs, as estimated; B of them.
+            true: of the photographs; None where the viewpoints are not `of_truth`.
+            novel: of further views of the true objects, K for each, image-major; None likewise.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class InputView:
+    """The photograph's own view: the found camera."""
+
+    centered: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+    of_truth: ClassVar[bool] = False
+
+    def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
+        return found
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`azimuth_ring`, the same around every object (MeshInversion's FID_12, from which its FID_10 leaves views out)."""
+
+    count: int = 12
+    scale: float = 0.7
+    default_orientation: float = 30.0
+
+    centered: ClassVar[bool] = True
+    paired: ClassVar[bool] = False
+    of_truth: ClassVar[bool] = False
+
+    @property
+    def degrees(self) -> list[float]:
+        """The azimuths."""
+        return [index * 360 / self.count for index in range(self.count)]
+
+    def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
+        ring = azimuth_ring(self.count, scale=self.scale, default_orientation=self.default_orientation)
+        return Camera.cat([ring] * len(found)).to(found.shift.device)
+
+
+@dataclass(frozen=True)
+class NovelViews:
+    """The further views that ground truth has of the objects.
+
+    Args:
+        aligned: look at the estimate moved by `seen_alike`; False looks at it where it is.
+    """
+
+    aligned: bool = False
+
+    centered: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+    of_truth: ClassVar[bool] = True
+
+    def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
+        frame = (seen_alike if self.aligned else same)(found, true)
+        return through(novel, frame.repeat(len(novel) // max(len(found), 1)))

@@ -1,4 +1,4 @@
-"""Textured meshes as files that any viewer opens: GLB, or OBJ with its material and picture; and turntables.
+"""Textured meshes as files that any viewer opens: GLB, or OBJ with its material and picture; turntables; transfers.
 
 A viewer does not read textures as the renderer does. It takes texel centers at half integers where the renderer aligns
 the outermost texels with the borders of the UV square, and its y axis is up where the object frame's z is. So the file
@@ -8,6 +8,7 @@ holds the padded texture and UVs that make a viewer look up the same colors, and
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from invkit.camera import Camera
 from invkit.files import written_aside
 from invkit.images import to_uint8
 from invkit.protocols import Renderer
+from invkit.types import Estimate
 from meshinv.mesh import TexturedMesh
 from meshinv.template import Template
 
@@ -46,6 +48,32 @@ def models(mesh: TexturedMesh) -> list[trimesh.Trimesh]:
         )
         for i in range(len(mesh))
     ]
+
+
+def with_texture_of(shapes: TexturedMesh, textures: TexturedMesh) -> TexturedMesh:
+    """Each shape with the other's texture (MeshInversion, section 4.3).
+
+    All textures are maps over one sphere, on which a beak is always at the same place, so nothing is resampled.
+
+    Raises:
+        ValueError: the meshes are not deformations of the same template, or not equally many.
+    """
+    if len(shapes) != len(textures) or not torch.equal(shapes.template.face_uvs, textures.template.face_uvs):
+        raise ValueError("textures can be exchanged between equally many meshes of one template")
+    return replace(shapes, texture=textures.texture)
+
+
+def transfers(estimate: Estimate, renderer: Renderer[TexturedMesh]) -> Estimate:
+    """All pairs of shape and texture of a batch: shape by shape, and for each of them texture by texture.
+
+    Each pair is seen from the camera of its shape.
+    """
+    count = len(estimate)
+    shape = torch.arange(count).repeat_interleave(count)
+    texture = torch.arange(count).repeat(count)
+    scene = with_texture_of(estimate.scene[shape], estimate.scene[texture])
+    own = estimate[shape]
+    return replace(own, scene=scene, image=renderer(scene, own.camera))
 
 
 def write_glb(path: Path, model: trimesh.Trimesh) -> None:

@@ -1,49 +1,120 @@
-"""Measure the records of an inversion: render them again and compare with the data set at the input view.
+"""Measure the records of an inversion by named protocols: render them again and compare.
 
     python scripts/evaluate.py experiment=meshinv_invert_synthetic
-    python scripts/evaluate.py experiment=meshinv_invert_synthetic inversion=/scratch/my_run
+    python scripts/evaluate.py experiment=meshinv_invert_synthetic protocols=[iou_gt,fid10_true]
+    torchrun --nproc_per_node=4 scripts/evaluate.py experiment=meshinv_invert_cub reals.split=testval
 
-Prints a table and writes result.json to <inversion>/evaluation.
+Prints a table and writes result.json to <inversion>/evaluation, after every protocol. The protocols are in
+configs/protocol. What cannot be measured here (weights or ground truth are not there) is in the table with the reason,
+and does not keep the rest.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
-from invkit.evaluate import evaluate as measure
+from invkit.evaluate import measure, statuses
+from invkit.measurement import EvaluationProtocol, Instruments
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
 
 
 @main(config_name="evaluate")
 def evaluate(cfg: DictConfig) -> None:
-    with Run(cfg) as run:
+    with Run(cfg, frozen=False) as run:
+        protocols = chosen(cfg)
+        store = RecordStore(Path(cfg.inversion) / "records")
+        if not len(store):
+            raise ValueError(
+                f"there are no records in {store.dir}; run scripts/invert.py first, or give inversion=FOLDER"
+            )
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
         dataset = instantiate_trusted(cfg.data)
-        store = RecordStore(Path(cfg.inversion) / "records")
-        metrics = instantiate_trusted(cfg.metrics)
-        result = measure(store, prior, renderer, dataset, metrics, batch_size=cfg.batch_size, device=run.device)
-        run.result({"protocol": cfg.protocol, **result})
+        result = {**statuses(store, dataset), "protocols": {}}
+        measured = measure(
+            store, prior, renderer, dataset, protocols, instruments(cfg), batch_size=cfg.batch_size, device=run.device
+        )
+        for name, values in measured:
+            result["protocols"][name] = values
+            run.result(result)
+        result["protocols"] = {name: result["protocols"][name] for name in protocols}
+        run.result(result)
         if run.rank == 0:
-            for line in table(result):
+            for line in [*table(result), *changed(result)]:
                 run.log.message(line)
 
 
-def table(result: dict) -> list[str]:
-    """One line for each image and one for all of them."""
-    lines = [f"{'IoU before':>10} {'after':>7}  image"]
-    for name, image in result["images"].items():
-        if "iou_after" in image:
-            lines.append(f"{image['iou_before']:10.3f} {image['iou_after']:7.3f}  {name}")
-        else:
-            lines.append(f"{'-':>10} {'-':>7}  {name}: {image['status']}")
-    if result["count"]:
-        lines.append(f"{result['iou_before']:10.3f} {result['iou_after']:7.3f}  mean of {result['count']}")
-    lines += [f"{value:10.4g}          {name}" for name, value in result["metrics"].items()]
+def chosen(cfg: DictConfig) -> dict[str, EvaluationProtocol]:
+    """The protocols to measure, by name.
+
+    Raises:
+        ValueError: there is none of such a name.
+    """
+    names = list(cfg.protocol) if cfg.protocols is None else list(cfg.protocols)
+    if unknown := [name for name in names if name not in cfg.protocol]:
+        raise ValueError(f"protocols: there is no {', '.join(unknown)}; there are {', '.join(cfg.protocol)}")
+    return {name: instantiate_trusted(cfg.protocol[name]) for name in names}
+
+
+def instruments(cfg: DictConfig) -> Instruments:
+    """What is measured with, made when it is needed."""
+
+    def recipe(node: Any, **overrides: Any) -> Callable[[], Any] | None:
+        return None if node is None else partial(instantiate_trusted, node, **overrides)
+
+    return Instruments(
+        networks={name: recipe(node) for name, node in cfg.networks.items()},
+        perceptual=recipe(cfg.perceptual),
+        reals=recipe(cfg.data, **cfg.reals),
+        truth=recipe(cfg.truth),
+        solid=instantiate_trusted(cfg.solid),
+        grid=instantiate_trusted(cfg.grid),
+    )
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """A line for each protocol and metric, then what was not measured and why."""
+    lines = [f"{'protocol':<22} {'metric':<24} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
+    reasons: dict[str, list[str]] = {}
+    for name, values in result["protocols"].items():
+        counts = f"{values['images']:7} {values['pictures']:9} {values['reals'] or '-':>6}"
+        for metric, found in values["metrics"].items():
+            mark = " *" if "note" in found else ""
+            lines.append(f"{name:<22} {metric:<24} {found['value']:9.4g} {counts}{mark}")
+        for metric, reason in values["not_measured"].items():
+            lines.append(f"{name:<22} {metric:<24} {'-':>9}  not measured, see below")
+            reasons.setdefault(reason, []).append(f"{name} {metric}")
+        for image, reason in values["unreadable"].items():
+            reasons.setdefault(f"{image} cannot be read: {reason}", []).append(name)
+    notes = {
+        found["note"]
+        for values in result["protocols"].values()
+        for found in values["metrics"].values()
+        if "note" in found
+    }
+    lines += [f"* {note}" for note in sorted(notes)]
+    lines += [f"not measured: {', '.join(where)}: {reason}" for reason, where in reasons.items()]
+    lines += [f"{name}: not reconstructed: {reason}" for name, reason in result["failed"].items()]
     if result["missing"]:
         lines.append(f"{len(result['missing'])} images have no record yet")
     return lines
+
+
+def changed(result: Mapping[str, Any]) -> list[str]:
+    """A warning where records no longer look as they did when the search ended: the prior is not the same any more."""
+    now = result["protocols"].get("iou_input", {"metrics": {}})["metrics"].get("iou", {"per_image": {}})["per_image"]
+    then = result["iou_of_search"]
+    different = [name for name, value in now.items() if abs(value - then[name]) > 0.01]
+    if not different:
+        return []
+    return [
+        f"{len(different)} of {len(now)} records have another IoU than when their search ended, {different[0]} "
+        f"{now[different[0]]:.3f} and not {then[different[0]]:.3f}: was the prior trained on, or another mask given?"
+    ]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python scripts/export.py experiment=meshinv_invert_synthetic
     python scripts/export.py experiment=meshinv_invert_synthetic inversion=/scratch/my_run limit=8 obj=true turntable=36
 
-Files go to <inversion>/meshes, named after the images. Records of images that could not be searched are passed over.
+Files go to <inversion>/meshes, named after the images; another export with other settings adds its own. Images that
+could not be searched are passed over and named.
 """
 
 from pathlib import Path
@@ -19,7 +20,7 @@ from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, w
 
 @main(config_name="export")
 def export(cfg: DictConfig) -> None:
-    with Run(cfg) as run:
+    with Run(cfg, frozen=False) as run:
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
         store = RecordStore(Path(cfg.inversion) / "records")

@@ -289,9 +289,9 @@ def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds
     assert result["count"] == 2
     assert 0 < result["iou_after"] <= 1
     assert (folder / "images" / "reconstructions.png").is_file()
-    run("evaluate", [*shared, f"inversion={folder}"], monkeypatch)
-    measured = json.loads((folder / "evaluation" / "result.json").read_text())
-    assert measured["iou_after"] == pytest.approx(result["iou_after"], abs=1e-6)
+    run("evaluate", [*shared, f"inversion={folder}", "protocols=[iou_input]"], monkeypatch)
+    measured = json.loads((folder / "evaluation" / "result.json").read_text())["protocols"]["iou_input"]
+    assert measured["metrics"]["iou"]["value"] == pytest.approx(result["iou_after"], abs=1e-6)
     run("export", [*shared, f"inversion={folder}"], monkeypatch)
     models = list((folder / "meshes").glob("*.glb"))
     assert len(models) == 2

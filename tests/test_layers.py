@@ -26,6 +26,7 @@ KIT = (
     {"features", "data"},
     {"losses", "metrics"},
     {"objective", "records", "viewpoints", "train"},
+    {"measurement"},
     {"invert", "evaluate"},
     {"run", "report"},
 )
@@ -37,7 +38,7 @@ METHOD = (
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
     {"prior"},
     {"init", "pseudo_truth"},
-    {"task", "tasks", "export", "compat"},
+    {"task", "tasks", "export", "solid", "compat"},
 )
 ONE_FILE_EACH = ("kaolin", "cv2", "wandb")
 SAY_NOTHING = {"utils", "helpers", "common", "misc", "base", "core", "manager", "wrapper"}

@@ -8,6 +8,7 @@ Splits are train, val, test and testval. `Cub(root, split)` gives MeshInversion'
 those of radiance-field inversion. docs/datasets.md says where the files come from.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,11 +22,13 @@ from torch import Tensor
 from invkit.camera import Camera
 from invkit.data import cmr
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos, Record, read_mean_shape
-from invkit.data.dataset import Preparation
+from invkit.data.dataset import ImageSet, Preparation, subset
 from invkit.images import Box, resize_area
 
 NUM_CLASSES = 200
 SPLITS = ("train", "val", "test", "testval")
+ANNOTATED = "annotated_masks.txt"
+"""Names of the birds whose mask was drawn by people, in the root of a data set that has others too."""
 
 
 class Cub(AnnotatedPhotos):
@@ -73,6 +76,7 @@ class Cub(AnnotatedPhotos):
             mirrored=mirrored,
             exact_mirror=exact_mirror,
         )
+        self.root = Path(root)
         self.predicted_masks = None if predicted_masks is None else Path(predicted_masks)
         self.predicted_cameras = _read_predicted_cameras(predicted_cameras, self.records, min_overlap)
 
@@ -90,6 +94,16 @@ class Cub(AnnotatedPhotos):
         padding = None if whole_image else Preparation.crop_padding
         preparation = Preparation(resize_area, mask_threshold=None, crop_padding=padding)
         return cls(root, split, size, preparation=preparation, mirrored=mirrored, exact_mirror=True)
+
+    def annotated(self) -> ImageSet:
+        there = self
+        if self.predicted_masks is not None or self.predicted_cameras:
+            there = copy.copy(self)
+            there.predicted_masks, there.predicted_cameras = None, {}
+        if not (self.root / ANNOTATED).is_file():
+            return there
+        drawn = set((self.root / ANNOTATED).read_text().splitlines())
+        return subset(there, [i for i, name in enumerate(self.names) if name.removesuffix("_mirrored") in drawn])
 
     def _mask(self, item: int) -> Float[Tensor, "H W"]:
         if self.predicted_masks is None:

@@ -16,15 +16,12 @@ import numpy as np
 import scipy.io
 from jaxtyping import Bool, Float
 
-from invkit.data.cub import annotation_files, read_table
+from invkit.data.cub import ANNOTATED, annotation_files, read_table
 from invkit.data.staging import write_once
 from invkit.images import read_image
 
 SPLITS = {"1": "train", "0": "test"}
 """The splits by the last column of `good_ids.txt`."""
-
-ANNOTATED = "annotated_masks.txt"
-"""Lists, by name, the birds whose masks were drawn by a person."""
 
 _LISTS = (
     "good_ids.txt",

@@ -43,6 +43,13 @@ class ImageSet(ABC):
         """These items as one batch, in this order."""
         return Views.cat([self[index] for index in indices])
 
+    def annotated(self) -> "ImageSet":
+        """The items whose mask and camera were annotated, and with these: items of the same names, maybe fewer.
+
+        The set itself, unless it has masks or cameras that were predicted or guessed.
+        """
+        return self
+
     def _position(self, index: int) -> int:
         """`index` counted from the front, as a sequence counts."""
         if not -len(self) <= index < len(self):
@@ -64,6 +71,11 @@ class Subset(ImageSet):
     def __getitem__(self, index: int) -> Views:
         position = self._position(index)
         return replace(self.dataset[self.indices[position]], index=torch.tensor([position]))
+
+    def annotated(self) -> ImageSet:
+        chosen = set(self.names)
+        known = self.dataset.annotated()
+        return subset(known, [index for index, name in enumerate(known.names) if name in chosen])
 
 
 def subset(dataset: ImageSet, indices: Sequence[int]) -> Subset:
@@ -102,6 +114,9 @@ class Cached(ImageSet):
         if position not in self._items:
             self._items[position] = self.dataset[position]
         return self._items[position]
+
+    def annotated(self) -> ImageSet:
+        return self.dataset.annotated()
 
 
 def _num_bytes(record: Batch) -> int:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from invkit import rotation
 from invkit.camera import Camera
-from invkit.data.dataset import ImageSet, Preparation, to_square
+from invkit.data.dataset import ImageSet, Preparation, subset, to_square
 from invkit.images import composite, read_image, read_rgba
 from invkit.types import Views
 
@@ -99,6 +99,10 @@ class Folder(ImageSet):
         label = None if photo.label is None else torch.tensor([photo.label])
         views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]))
         return views.to("cpu", dtype=torch.float32)
+
+    def annotated(self) -> ImageSet:
+        """The photographs whose manifest gives a camera."""
+        return subset(self, [index for index, photo in enumerate(self.photos) if photo.camera is not None])
 
 
 def read_photos(root: str | Path, split: str | None = None) -> tuple[list[Photo], int]:

@@ -22,18 +22,18 @@ class Iou3d(Mean):
     What a scene is, and which frame and alignment solids are compared in, is the method's and the data's to know.
 
     Args:
-        solid: the solids of the estimated scenes.
+        solid: the solids of the estimated scenes; it is given the views too, whose cameras may serve to align them.
         truth: the solids that the views show, on the same grid.
     """
 
     def __init__(
         self,
-        solid: Callable[[Estimate], Bool[Tensor, "B X Y Z"]],
+        solid: Callable[[Estimate, Views], Bool[Tensor, "B X Y Z"]],
         truth: Callable[[Views], Bool[Tensor, "B X Y Z"]],
     ) -> None:
         super().__init__()
         self.name, self.solid, self.truth = "iou3d", solid, truth
 
     def measure(self, estimate: Estimate, image: Rendering, target: Views) -> Float[Tensor, "B"]:
-        pred = self.solid(estimate)
+        pred = self.solid(estimate, target)
         return iou3d(pred, self.truth(target).to(pred.device))

@@ -25,13 +25,16 @@ def pictures(
 
 
 class Mean(ABC):
-    """The mean of `measure` over all images, summed in float64."""
+    """The mean of `measure` over all pictures, which are remembered one by one, in float64.
+
+    So it does not depend on how the images were spread over batches and ranks, to the last bit.
+    """
 
     name: str
 
     def __init__(self) -> None:
-        self._total = torch.zeros((), dtype=torch.float64)
-        self._count = torch.zeros((), dtype=torch.int64)
+        self._index = torch.zeros(0, dtype=torch.int64)
+        self._value = torch.zeros(0, dtype=torch.float64)
 
     @abstractmethod
     def measure(self, estimate: Estimate, image: Rendering, target: Views) -> Float[Tensor, "B"]:
@@ -40,15 +43,22 @@ class Mean(ABC):
     @torch.no_grad()
     def update(self, estimate: Estimate, image: Rendering, target: Views) -> None:
         values = self.measure(estimate, image, target).double().cpu()
-        self._total = self._total + values.sum()
-        self._count = self._count + len(values)
+        self._value = torch.cat([self._value, values])
+        self._index = torch.cat([self._index, target.index.cpu().long()])
 
     def state(self) -> Mapping[str, Tensor]:
-        return {"total": self._total, "count": self._count}
+        return {"index": self._index, "value": self._value}
 
     def merge(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        self._total = torch.stack([state["total"] for state in states]).sum()
-        self._count = torch.stack([state["count"] for state in states]).sum()
+        self._index = torch.cat([state["index"] for state in states])
+        self._value = torch.cat([state["value"] for state in states])
+
+    def per_image(self) -> dict[int, float]:
+        """Index in the data set -> mean over the pictures of that image, in the order of the data set."""
+        found: dict[int, list[float]] = {}
+        for index, value in zip(self._index.tolist(), self._value.tolist(), strict=True):
+            found.setdefault(index, []).append(value)
+        return {index: sum(found[index]) / len(found[index]) for index in sorted(found)}
 
     def compute(self) -> float:
         """The mean.
@@ -56,6 +66,6 @@ class Mean(ABC):
         Raises:
             ValueError: no image was measured.
         """
-        if not self._count:
+        if not len(self._value):
             raise ValueError(f"{self.name}: no image was measured")
-        return float(self._total / self._count)
+        return float(self._value[self._index.argsort(stable=True)].mean())

@@ -4,11 +4,35 @@ A voxel is inside if a ray from its center along z crosses the surface an odd nu
 and all faces are treated at once, and where a ray meets an edge or a corner exactly one of the faces there counts.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _MAX_PAIRS = 1 << 22  # (column, face) pairs examined at a time; bounds the memory
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`size`^3 voxels over the cube [low, high]^3. The default holds an object of about 2 units and some error."""
+
+    size: int = 64
+    low: float = -1.5
+    high: float = 1.5
+
+
+def union(parts: Sequence[tuple[Float[Tensor, "_ 3"], Int[Tensor, "_ 3"]]], grid: Grid) -> Bool[Tensor, "X Y Z"]:
+    """The solid that is made of closed meshes (vertices, faces), which may overlap.
+
+    Raises:
+        ValueError: a part is not closed, or there are none.
+    """
+    if not parts:
+        raise ValueError("a solid needs at least one mesh")
+    filled = [voxelize(vertices[None], faces, grid.size, low=grid.low, high=grid.high)[0] for vertices, faces in parts]
+    return torch.stack(filled).any(dim=0)
 
 
 def voxelize(

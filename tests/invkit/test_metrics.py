@@ -268,7 +268,7 @@ MEANS = {
     "ssim": Ssim,
     "iou": Iou,
     "iou3d": lambda: Iou3d(
-        lambda estimate: estimate.scene, lambda target: target.mask[:, :, :8, :8].reshape(-1, 4, 4, 4) > 0.5
+        lambda estimate, target: estimate.scene, lambda target: target.mask[:, :, :8, :8].reshape(-1, 4, 4, 4) > 0.5
     ),
     "rotation_deg": RotationDeg,
 }
@@ -292,6 +292,19 @@ def test_parts_merge_to_one_pass(name, rng):
     merged.merge([metric.state() for metric in ranks])
     assert merged.compute() == pytest.approx(whole.compute(), rel=1e-12)
     assert all(isinstance(value, torch.Tensor) for value in merged.state().values())
+
+
+def test_values_of_single_images_are_kept_by_index(rng):
+    parts = measured(5, rng)
+    metric = Psnr()
+    for i in (3, 1, 4):
+        metric.update(*part(parts, [i]))
+    metric.update(parts[0][3], Rendering(parts[2].rgb[3:4], parts[1].mask[3:4]), parts[2][3])  # a second picture
+    alone = psnr(parts[1].rgb, parts[2].rgb).tolist()
+    assert list(metric.per_image()) == [1, 3, 4]
+    assert metric.per_image()[1] == pytest.approx(alone[1])
+    assert metric.per_image()[3] == pytest.approx((alone[3] + 60) / 2)
+    assert metric.compute() == pytest.approx((alone[1] + alone[3] + alone[4] + 60) / 4)
 
 
 def test_nothing_measured_is_an_error():

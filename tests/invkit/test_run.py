@@ -365,3 +365,24 @@ def test_every_rank_is_told_when_the_folder_is_refused(script, tmp_path):
     second = both("run.seed=9")
     assert second.stdout.count("status 2") == 2, second.stdout + second.stderr
     assert second.stderr.count("run.seed: 0 there, 9 now") == 2
+
+
+# ---- What is made anew -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_not_frozen_takes_other_settings_and_leaves_a_frozen_config_alone(tmp_path):
+    with Run(config(tmp_path)):
+        pass
+    frozen = (tmp_path / "config.yaml").read_bytes()
+    for steps in (11, 12):
+        with Run(config(tmp_path, steps=steps), frozen=False) as opened:
+            opened.result({"steps": steps})
+        assert OmegaConf.load(tmp_path / "last_config.yaml").steps == steps
+        assert json.loads((tmp_path / "result.json").read_text()) == {"steps": steps}
+    assert (tmp_path / "config.yaml").read_bytes() == frozen
+
+
+def test_one_that_is_not_frozen_and_fails_at_once_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError), Run(config(tmp_path / "a"), frozen=False):
+        raise FileNotFoundError("no such data")
+    assert not (tmp_path / "a").exists()

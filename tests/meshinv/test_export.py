@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from invkit.camera import Camera
 from invkit.images import from_uint8
-from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, write_obj
+from invkit.types import Estimate
+from meshinv.export import models, transfers, turntable, with_texture_of, write_gif, write_glb, write_mp4, write_obj
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.template import Template
@@ -107,6 +108,32 @@ def test_each_image_of_a_batch_is_a_model_of_its_own(rng):
         (alone,) = models(meshes[i])
         np.testing.assert_array_equal(model.vertices, alone.vertices)
         assert model.visual.material.baseColorTexture.tobytes() == alone.visual.material.baseColorTexture.tobytes()
+
+
+def test_transferred_textures_are_those_of_a_direct_rendering(rng):
+    """Row by row: shape i with texture j, seen from the camera of shape i."""
+    meshes = bumpy(rng, count=2)
+    camera = Camera.from_cmr(torch.cat([SIDE_VIEW, torch.tensor([[0.5, 0.1, 0.2, 0.8, 0.2, -0.4, 0.4]])]))
+    renderer = MeshRenderer(32)
+    estimate = Estimate(torch.zeros(2, 1), camera, meshes, renderer(meshes, camera), torch.tensor([0, 1]))
+    pairs = transfers(estimate, renderer)
+    assert len(pairs) == 4
+    for shape in range(2):
+        for texture in range(2):
+            direct = TexturedMesh(meshes.vertices[shape][None], meshes.texture[texture][None], meshes.template)
+            expected = renderer(direct, camera[shape])
+            torch.testing.assert_close(pairs.image.rgb[2 * shape + texture], expected.rgb[0], rtol=0, atol=1e-5)
+    assert not torch.equal(pairs.image.rgb[1], pairs.image.rgb[0])
+    assert torch.equal(pairs.image.mask[1], pairs.image.mask[0])
+
+
+def test_textures_of_another_template_are_refused(rng):
+    with pytest.raises(ValueError, match="one template"):
+        with_texture_of(
+            bumpy(rng), TexturedMesh(Template(31).vertices[None].float(), torch.zeros(1, 3, 8, 8), Template(31))
+        )
+    with pytest.raises(ValueError, match="equally many"):
+        with_texture_of(bumpy(rng), bumpy(rng, count=2))
 
 
 def test_a_turntable_goes_round_once_over_white(rng):

@@ -28,7 +28,7 @@ STAGE = "{_target_: invkit.invert.Stage, steps: 2, latent_rate: 0.05, camera_rat
 def world(tmp_path_factory) -> Path:
     """A folder with birds, one of them damaged, and the checkpoint of a small generator."""
     root = tmp_path_factory.mktemp("world")
-    write_birds(root / "birds", train=2, val=2, test=3, num_species=2, novel_views=0, photo_size=(64, 80))
+    write_birds(root / "birds", train=2, val=2, test=3, num_species=2, novel_views=2, photo_size=(64, 80))
     damaged = sorted((root / "birds" / "CUB_200_2011" / "images").rglob("*_test_*"))[1]
     damaged.write_bytes(damaged.read_bytes()[:200])
     torch.manual_seed(0)
@@ -103,17 +103,98 @@ def test_running_it_again_keeps_what_is_there_and_fills_what_is_not(world, run, 
     torch.testing.assert_close(store.read(names[0]).found.latent, latent, rtol=0, atol=1e-3)
 
 
-def test_evaluation_agrees_with_the_inversion(run, inverted):
-    run("evaluate", f"inversion={inverted}")
+RANDOM_SQUEEZENET = "networks.squeezenet_caffe={_target_: invkit.features.squeezenet.SqueezeNet, weights: random}"
+FID_NETWORK = "squeezenet-random"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, inverted) -> dict:
+    """The result of all protocols that there are, without any downloaded weights."""
+    run("evaluate", f"inversion={inverted}", RANDOM_SQUEEZENET, "grid.size=24", "perceptual.weights=not_there")
+    return json.loads((inverted / "evaluation" / "result.json").read_text())
+
+
+def test_evaluation_agrees_with_the_inversion(inverted, evaluated):
     inversion = json.loads((inverted / "result.json").read_text())
-    evaluation = json.loads((inverted / "evaluation" / "result.json").read_text())
-    assert evaluation["iou_after"] == pytest.approx(inversion["iou_after"], abs=1e-6)
-    assert set(evaluation["metrics"]) == {"psnr", "ssim"}
-    assert evaluation["count"] == 2
-    assert evaluation["missing"] == []
+    protocols = evaluated["protocols"]
+    after, before = protocols["iou_input"], protocols["iou_input_first_guess"]
+    assert after["metrics"]["iou"]["value"] == pytest.approx(inversion["iou_after"], abs=1e-6)
+    assert before["metrics"]["iou"]["value"] == pytest.approx(inversion["iou_before"], abs=1e-6)
+    assert protocols["iou_gt"]["metrics"] == after["metrics"]  # these birds' masks are the annotated ones
+    assert after["images"] == 2
+    assert after["metrics"]["iou"]["per_image"] == pytest.approx(evaluated["iou_of_search"], abs=1e-6)
+    assert "image" in "".join(evaluated["failed"].values())
+    assert evaluated["statuses"] == {OK: 2, "failed": 1}
+    assert evaluated["missing"] == []
 
 
-def test_records_become_files(run, inverted):
+def test_every_protocol_gives_numbers_or_says_why_not(evaluated):
+    protocols = evaluated["protocols"]
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        assert list(protocols) == list(compose("evaluate", ["experiment=meshinv_invert_synthetic"]).protocol)
+    assert protocols["input_view_white"]["metrics"].keys() == {"psnr", "ssim"}
+    assert "not_there" in protocols["input_view_white"]["not_measured"]["lpips"]
+    views = {"fid1_black_inputmask": 1, "fid12_white": 12, "fid10_true": 10, "fid10_official": 11}
+    for name, count in views.items():
+        found = protocols[name]
+        assert found["metrics"].keys() == {f"fid@{FID_NETWORK}", f"kid@{FID_NETWORK}"}
+        assert "inception_v3" in found["not_measured"]["fid@inception_tv"]
+        assert (found["images"], found["pictures"]) == (2, 2 * count)
+        assert "note" in found["metrics"][f"fid@{FID_NETWORK}"]
+        if count > 1:
+            assert found["reals"] == 2  # of three photographs one is damaged
+            assert len(found["unreadable"]) == 1
+    assert protocols["rotation_annotated"]["metrics"]["rotation_deg"]["value"] > 0
+
+
+def test_ground_truth_is_used(evaluated):
+    protocols = evaluated["protocols"]
+    for frame in ("as_found", "aligned"):
+        assert 0.02 < protocols[f"iou3d_{frame}"]["metrics"]["iou3d"]["value"] < 1
+        novel = protocols[f"novel_views_{frame}"]
+        assert (novel["images"], novel["pictures"]) == (2, 4)
+        assert novel["metrics"].keys() == {"iou", "psnr", "ssim"}
+        assert 0.05 < novel["metrics"]["iou"]["value"] < 1
+    for metric in ("iou3d", "novel_views"):
+        both = [protocols[f"{metric}_{frame}"]["metrics"] for frame in ("as_found", "aligned")]
+        assert both[0] != both[1]
+
+
+def test_chosen_protocols_alone_and_again_with_other_settings(run, inverted, tmp_path):
+    for settings in (["protocols=[iou_gt]"], ["protocols=[iou_gt,input_view_white]", "batch_size=1"]):
+        run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/again", "perceptual=null", *settings)
+    result = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert list(result["protocols"]) == ["iou_gt", "input_view_white"]
+    assert "no perceptual" in result["protocols"]["input_view_white"]["not_measured"]["lpips"]
+    with pytest.raises(ValueError, match="no fid13"):
+        run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/other", "protocols=[fid13]")
+
+
+def test_a_data_set_without_ground_truth_says_so(world, run, inverted, tmp_path, capsys):
+    settings = ["protocols=[iou3d_as_found,novel_views_as_found,iou_input]", "perceptual=null"]
+    run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/none", f"truth.root={tmp_path}", *settings)
+    protocols = json.loads((tmp_path / "none" / "result.json").read_text())["protocols"]
+    assert "no ground truth" in protocols["iou3d_as_found"]["not_measured"]["iou3d"]
+    assert "no ground truth" in protocols["novel_views_as_found"]["not_measured"]["psnr"]
+    assert protocols["iou_input"]["images"] == 2
+    told = capsys.readouterr()
+    assert "no ground truth" in told.out + told.err
+
+
+def test_a_prior_that_was_trained_on_is_noticed(world, run, inverted, tmp_path, capsys):
+    changed = checkpoint.load(world / "prior.pt")
+    changed["modules"]["generator_ema"]["conv_mesh.bias"][0] = -0.6  # every object is less than half as large
+    checkpoint.save(tmp_path / "prior.pt", changed)
+    run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/e", "protocols=[iou_input]")
+    told = capsys.readouterr()
+    assert "another IoU" not in told.out + told.err
+    settings = [f"run.dir={tmp_path}/f", "protocols=[iou_input]", f"prior.generator.path={tmp_path / 'prior.pt'}"]
+    run("evaluate", f"inversion={inverted}", *settings)
+    told = capsys.readouterr()
+    assert "another IoU" in told.out + told.err
+
+
+def test_records_become_files(run, inverted, capsys):
     run("export", f"inversion={inverted}", "obj=true", "turntable=3", "mp4=true")
     folder = inverted / "meshes"
     glbs = sorted(folder.glob("*.glb"))
@@ -122,6 +203,41 @@ def test_records_become_files(run, inverted):
     assert len(sorted(folder.glob("*.mp4"))) == 2
     scene = trimesh.load(glbs[0])
     assert sum(len(part.faces) for part in scene.geometry.values()) == 960
+    told = capsys.readouterr()
+    assert "nothing to export" in told.out + told.err
+
+
+def test_another_export_goes_to_the_same_folder(run, inverted):
+    store = RecordStore(inverted / "records")
+    found, failed = (
+        [name for name in store.names() if (store.read(name).found is None) is missing] for missing in (False, True)
+    )
+    for settings in (["turntable=2"], ["turntable=4", "glb=false"]):
+        run("export", f"inversion={inverted}", f"names=[{found[0]},{failed[0]}]", *settings)
+    gif = inverted / "meshes" / f"{store.path(found[0]).stem}.gif"
+    assert Image.open(gif).n_frames == 4
+    assert not (inverted / "meshes" / f"{store.path(failed[0]).stem}.gif").exists()
+
+
+def test_textures_change_places(run, inverted):
+    store = RecordStore(inverted / "records")
+    found = [name for name in store.names() if store.read(name).found is not None]
+    failed = next(name for name in store.names() if store.read(name).found is None)
+    run("transfer", f"inversion={inverted}", f"names=[{found[0]},{found[1]}]")
+    folder = inverted / "transfers"
+    one, two = (store.path(name).stem for name in found)
+    assert Image.open(folder / f"{one}+{two}.png").size == (64, 64)
+    assert len(sorted(folder.glob("*.glb"))) == 4
+    crossed = trimesh.load(folder / f"{one}_in_{two}.glb", force="mesh")
+    shape = trimesh.load(folder / f"{one}_in_{one}.glb", force="mesh")
+    texture = trimesh.load(folder / f"{two}_in_{two}.glb", force="mesh")
+    assert (crossed.vertices == shape.vertices).all()
+    picture = [mesh.visual.material.baseColorTexture.tobytes() for mesh in (crossed, texture, shape)]
+    assert picture[0] == picture[1] != picture[2]
+    with pytest.raises(ValueError, match="nothing to exchange"):
+        run("transfer", f"inversion={inverted}", f"names=[{found[0]},{failed}]")
+    with pytest.raises(ValueError, match="two different"):
+        run("transfer", f"inversion={inverted}", f"names=[{found[0]}]")
 
 
 def test_two_processes_share_the_work(world, inverted, tmp_path):
@@ -147,6 +263,7 @@ def test_two_processes_share_the_work(world, inverted, tmp_path):
     assert result["iou_after"] == pytest.approx(alone["iou_after"], abs=1e-3)
 
 
-def test_an_export_without_records_says_what_to_do(world, run):
+@pytest.mark.parametrize("script", ["export", "evaluate"])
+def test_without_records_a_script_says_what_to_do(script, world, run):
     with pytest.raises(ValueError, match="invert"):
-        run("export", f"inversion={world / 'nothing'}")
+        run(script, f"inversion={world / 'nothing'}")

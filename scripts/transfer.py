@@ -1,0 +1,50 @@
+"""Exchange the textures of reconstructions: every shape in the texture of every other.
+
+    python scripts/transfer.py experiment=meshinv_invert_synthetic names=[bird_1,bird_2]
+
+In <inversion>/transfers: a picture <names>.png with a row for each shape, seen from its own camera, and a column for
+each texture; and the meshes as <shape>_in_<texture>.glb.
+"""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from invkit.evaluate import render
+from invkit.images import composite, grid, write_png
+from invkit.records import RecordStore
+from invkit.run import Run, instantiate_trusted, main
+from invkit.types import Guess
+from meshinv.export import models, transfers, write_glb
+
+
+@main(config_name="transfer")
+def transfer(cfg: DictConfig) -> None:
+    names = list(cfg.names)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"names={names}: give two different images or more")
+    with Run(cfg, frozen=False) as run:
+        if run.rank != 0:
+            return
+        prior = instantiate_trusted(cfg.prior).to(run.device)
+        renderer = instantiate_trusted(cfg.inverter.renderer)
+        store = RecordStore(Path(cfg.inversion) / "records")
+        records = [store.read(name) for name in names]
+        if failed := [f"{record.name}: {record.status}" for record in records if record.found is None]:
+            raise ValueError(f"nothing to exchange: {'; '.join(failed)}")
+        with torch.no_grad():
+            found = Guess.cat([record.found for record in records]).to(run.device)
+            pairs = transfers(render(found, prior, renderer), renderer)
+        stems = [store.path(name).stem for name in names]
+        cells = composite(pairs.image.rgb, pairs.image.mask)
+        write_png(run.dir / f"{'+'.join(stems)}.png", grid(cells, columns=len(names)).cpu())
+        if cfg.glb:
+            each = [(shape, texture) for shape in stems for texture in stems]
+            for (shape, texture), model in zip(each, models(pairs.scene), strict=True):
+                write_glb(run.dir / f"{shape}_in_{texture}.glb", model)
+        run.log.message(f"{len(pairs)} pairs of shape and texture in {run.dir}")
+
+
+if __name__ == "__main__":
+    transfer()
