@@ -1,12 +1,14 @@
 """The benchmark runs its cases and writes down what it measured; how fast that is, is no matter of a test."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -15,14 +17,12 @@ SMALL = ["suite=render", "render.sizes=[8]", "render.rings=[4]", "repeats=1"]
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """The script as a module, its cases run in this process."""
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "benchmark", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "in_a_process_of_its_own", lambda measure, case: measure(case))
-    return module
+def suite(monkeypatch):
+    """Suites by name, their cases run in this process."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    measurement = importlib.import_module("benchmarks.measurement")
+    monkeypatch.setattr(measurement, "in_a_process_of_its_own", lambda measure, case: measure(case))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def settings(*overrides: str) -> dict:
@@ -30,10 +30,10 @@ def settings(*overrides: str) -> dict:
         return OmegaConf.to_container(compose("benchmark", [*SMALL, *overrides]), resolve=True)
 
 
-def test_the_renderer_is_measured_by_every_method(benchmark, capsys):
+def test_the_renderer_is_measured_by_every_method(suite, capsys):
     methods = "render.methods=[reference,auto,dense,brute_force]"
     limit = "render.largest.dense=12288"  # one image of 8 x 8 pixels, 192 faces
-    rows = list(benchmark.render(settings(methods, "render.batches=[1,2]", limit)))
+    rows = list(suite("render").rows(settings(methods, "render.batches=[1,2]", limit)))
     assert [(row["method"], row["batch"]) for row in rows] == [
         ("reference", 1),
         ("reference", 2),
@@ -48,9 +48,84 @@ def test_the_renderer_is_measured_by_every_method(benchmark, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
 
 
-def test_a_method_that_is_not_there_is_named(benchmark):
+def test_a_method_that_is_not_there_is_named(suite):
     with pytest.raises(ValueError, match="magic is not one of reference, auto, dense, brute_force"):
-        list(benchmark.render(settings("render.methods=[magic]")))
+        list(suite("render").rows(settings("render.methods=[magic]")))
+
+
+def test_steps_and_parts_of_the_gan_are_measured_with_both_presets(suite, capsys):
+    chosen = ["gan.models=[small]", "gan.batches.small=[2]", "seconds=0"]
+    rows = list(suite("gan").rows(settings(*chosen)))
+    parts = ["generator_step", "discriminator_step"]
+    inside = ["generator", "uv_discriminator", "renderer", "patch_discriminator"]
+    expected = [(True, part, preset) for part in parts + inside for preset in ("paper", "fast")]
+    expected += [(False, part, preset) for part in parts for preset in ("paper", "fast")]
+    assert [(row["image_discriminator"], row["part"], row["preset"]) for row in rows] == expected
+    assert {(row["preset"], row["precision"]) for row in rows} == {("paper", "float32"), ("fast", "bfloat16")}
+    for row, slower in zip(rows[1::2], rows[::2], strict=True):
+        assert row["cpu_ms_per_image"] == row["cpu_ms"] / 2
+        assert row["ms_per_image"] == row["ms"] / 2
+        assert slower["speed"] == 1
+        assert row["speed"] == slower["cpu_ms"] / row["cpu_ms"]
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_a_measured_step_is_a_step(suite):
+    gan = suite("gan")
+    case = {"experiment": "meshinv_pretrain_cub", "model": "small", "preset": "paper", "batch": 2}
+    task, real = gan.task_and_batch(case | {"image_discriminator": True})
+    for name, moved, left in (
+        ("generator", task.generator, task.discriminator),
+        ("discriminator", task.image_discriminator, task.generator),
+    ):
+        before = [[parameter.clone() for parameter in network.parameters()] for network in (moved, left)]
+        terms = gan.PARTS[f"{name}_step"](task, real)()
+        assert set(terms) > {"gradient_norm"}
+        changed = [
+            any(not torch.equal(old, new) for old, new in zip(olds, network.parameters(), strict=True))
+            for olds, network in zip(before, (moved, left), strict=True)
+        ]
+        assert changed == [True, False]
+
+
+def test_a_part_that_is_not_there_is_named(suite):
+    with pytest.raises(ValueError, match="wings is not one of generator_step"):
+        list(suite("gan").rows(settings("gan.parts=[wings]")))
+
+
+def test_medians_leave_out_the_warm_up_and_passes_are_told_apart(suite, monkeypatch):
+    measurement = suite("measurement")
+    now = {"wall": 0.0, "working": 0.0}
+    monkeypatch.setattr(time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(time, "process_time", lambda: now["working"])
+    first, second = iter([9.0, 9.0, 1.0, 2.0, 6.0]), iter([7.0, 7.0, 0.5, 0.25, 0.125])
+
+    def forward() -> float:
+        took = next(first)
+        now["wall"], now["working"] = now["wall"] + took, now["working"] + took / 2
+        return took
+
+    def backward(given: float) -> None:
+        assert given in (9.0, 1.0, 2.0, 6.0)
+        now["wall"] += next(second)
+
+    cost = measurement.cost({"device": "cpu", "repeats": 3, "seconds": 1000}, forward, backward)
+    assert cost.passes == (2000, 250)
+    assert cost.working == 1000
+    assert cost.repeats == 3
+
+
+def test_the_peak_is_that_of_the_work():
+    program = """
+import torch
+from benchmarks import measurement
+case = {"device": "cpu", "repeats": 1, "seconds": 60}
+print(measurement.cost(case, lambda: torch.ones(200 * 2**18).sum()).peak_mb)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT / "scripts", timeout=300, check=True
+    )
+    assert 195 < float(done.stdout) < 260
 
 
 def test_the_script_writes_what_it_prints(tmp_path):
@@ -65,4 +140,17 @@ def test_the_script_writes_what_it_prints(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["render.json"]
     refused = subprocess.run([*command, "suite=weather"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert refused.returncode == 2
-    assert "suite=weather is not one of render" in refused.stderr
+    assert "suite=weather is not one of render, gan" in refused.stderr
+
+
+def test_the_script_measures_the_gan_in_processes_of_their_own(tmp_path):
+    output = tmp_path / "gan.json"
+    given = ["suite=gan", "gan.models=[small]", "gan.batches.small=[1]", "gan.image_discriminator=[false]", "seconds=0"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *given, "gan.parts=[generator_step]"]
+    done = subprocess.run(
+        [*command, "gan.presets=[fast]", f"output={output}"], capture_output=True, text=True, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(output.read_text())
+    assert f"{row['cpu_ms']:.1f}" in done.stdout
+    assert row["peak_mb"] > 10  # weights and optimizer alone take that
