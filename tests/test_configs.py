@@ -34,10 +34,22 @@ def command(experiment: Path) -> tuple[str, list[str]]:
 
 
 @cache
-def composed(experiment: Path) -> Mapping[str, Any]:
+def composed(experiment: Path, *more: str) -> Mapping[str, Any]:
+    """The plain values of an experiment as its own command gives it, with further overrides."""
     script, overrides = command(experiment)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(compose(script, overrides), resolve=True)
+        return OmegaConf.to_container(compose(script, [*overrides, *more]), resolve=True)
+
+
+def trains(experiment: Path, task: Path) -> bool:
+    return composed(experiment)["task"]["_target_"] == OmegaConf.load(task)["_target_"]
+
+
+def leaves(node: Any, where: str = "") -> dict[str, Any]:
+    """Dotted key -> value of everything in `node` that is no mapping."""
+    if not isinstance(node, Mapping):
+        return {where: node}
+    return {k: v for key, child in node.items() for k, v in leaves(child, f"{where}.{key}".removeprefix(".")).items()}
 
 
 def keywords_given_by(script: str) -> dict[str, set[str]]:
@@ -91,6 +103,42 @@ def test_a_misspelt_key_of_an_experiment_is_noticed(experiment):
     found = list(misfits(doctored, keywords_given_by(command(experiment)[0])))
     assert len(found) == 1
     assert "misspelt" in found[0]
+
+
+TRAINED = [path for path in EXPERIMENTS if command(path)[0] == "train"]
+PRESETS = [
+    (preset, experiment)
+    for preset in sorted(CONFIGS.glob("preset/*/*.yaml"))
+    for experiment in TRAINED
+    if trains(experiment, CONFIGS / "task" / f"{preset.parent.name}.yaml")
+]
+
+
+@pytest.mark.parametrize("preset, experiment", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_has_the_last_word_in_every_experiment_of_its_task(preset, experiment):
+    """The folder of a preset is named as the task."""
+    said = composed(experiment, f"preset={preset.parent.name}/{preset.stem}")
+    assert not list(misfits(said, {}))
+    values = leaves(OmegaConf.to_container(OmegaConf.load(preset)))
+    assert values
+    assert {key: value for key, value in leaves(said).items() if key in values} == values
+
+
+def test_every_preset_has_experiments():
+    assert {preset for preset, _ in PRESETS} == set(CONFIGS.glob("preset/*/*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/meshinv_*")), ids=lambda path: path.stem)
+def test_the_small_model_is_small_in_every_part_of_an_experiment(experiment):
+    said = composed(experiment, "model=small")
+    assert not list(misfits(said, keywords_given_by(command(experiment)[0])))
+    sizes, small = leaves(said), said["model"]
+    assert small["width"] < 1
+    large = {key for key, value in sizes.items() if key.endswith(".width") and value != small["width"]}
+    large |= {key for key, value in sizes.items() if key.endswith("texture_size") and value != small["texture_size"]}
+    pictures = {value for key, value in sizes.items() if key.endswith(("renderer.size", "data.size", "image_size"))}
+    assert not large
+    assert pictures == {small["image_size"]}
 
 
 def nodes_with_target(node: Any) -> Iterator[dict]:

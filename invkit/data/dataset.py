@@ -26,11 +26,13 @@ class ImageSet(ABC):
     names: one for each item, unique; "/" apart they can be file names.
     num_classes: labels are in [0, num_classes); 0 where there are none.
     size: height and width of every image.
+    guessed_cameras: names of the items of which no camera is known, so that theirs is a guess.
     """
 
     names: list[str]
     num_classes: int
     size: int
+    guessed_cameras: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,6 +67,8 @@ class Subset(ImageSet):
         self.indices = [dataset._position(index) for index in indices]
         self.names = [dataset.names[index] for index in self.indices]
         self.num_classes, self.size = dataset.num_classes, dataset.size
+        guessed = set(dataset.guessed_cameras)
+        self.guessed_cameras = [name for name in self.names if name in guessed]
         if len(set(self.names)) != len(self.names):
             raise ValueError("a subset takes each item once: names must stay unique")
 
@@ -99,6 +103,7 @@ class Cached(ImageSet):
         """
         self.dataset = dataset
         self.names, self.num_classes, self.size = dataset.names, dataset.num_classes, dataset.size
+        self.guessed_cameras = dataset.guessed_cameras
         self._items: dict[int, Views] = {}
         if len(dataset):
             total = _num_bytes(self[0]) * len(dataset)

@@ -86,6 +86,7 @@ class Folder(ImageSet):
         if missing:
             raise FileNotFoundError(f"{len(missing)} files listed by the manifest of {root} are missing: {missing[0]}")
         self.names = [photo.name for photo in self.photos]
+        self.guessed_cameras = [photo.name for photo in self.photos if photo.camera is None]
         self.size, self.preparation = size, preparation
 
     def __getitem__(self, index: int) -> Views:

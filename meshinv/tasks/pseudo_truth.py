@@ -49,6 +49,9 @@ class PseudoTruthTask:
         learn_perspective: see `CameraCorrections`; ConvMesh does for cars.
         mixed_precision: the network in bfloat16; rendering stays in float32.
         channels_last: memory layout that convolutions on CPUs and tensor cores prefer; same results up to rounding.
+
+    Raises:
+        ValueError: `data` and `photographs` are not the same images, or the camera of one is not known.
     """
 
     def __init__(
@@ -77,6 +80,12 @@ class PseudoTruthTask:
     ) -> None:
         if data.names != photographs.names:
             raise ValueError("task.data and task.photographs must be the same images in the same order")
+        if data.guessed_cameras:
+            raise ValueError(
+                f"task.data: no camera is known of {len(data.guessed_cameras)} of {len(data)} photographs, first "
+                f"{data.guessed_cameras[0]}; shapes are learned from what cameras see, and a guess would teach wrong "
+                'ones. Give each a "camera" in the manifest (docs/datasets.md), or leave it out of the split'
+            )
         self.data, self.photographs = data, photographs
         self.network, self.template, self.renderer = network, template, renderer
         self.corrections = CameraCorrections(len(data), perspective=learn_perspective)

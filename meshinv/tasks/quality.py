@@ -51,8 +51,8 @@ class SampleQuality:
             case. None: FID too.
 
     Raises:
-        ValueError: fewer than 2 photographs or less than 1 sample at a time; the reference was measured with another
-            network.
+        ValueError: fewer than 2 photographs or less than 1 sample at a time; the camera of a photograph is not known;
+            the reference was measured with another network.
     """
 
     def __init__(
@@ -72,6 +72,12 @@ class SampleQuality:
             raise ValueError(
                 f"a distance between sets needs at least 2 photographs and batches of at least 1, not {count} of the "
                 f"{len(data)} held out and batch_size={batch_size}"
+            )
+        if data.guessed_cameras:
+            raise ValueError(
+                f"task.quality.data: no camera is known of {len(data.guessed_cameras)} of {len(data)} photographs, "
+                f"first {data.guessed_cameras[0]}; samples are shown as each was taken. Give cameras in the manifest "
+                "(docs/datasets.md), or train without the measurement: task.quality=null"
             )
         own = (features.name, features.dim)
         if reference is not None and (reference.features or features.name, len(reference.mean)) != own:

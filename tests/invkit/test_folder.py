@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from invkit.data.dataset import Preparation
+from invkit.data.dataset import Cached, Preparation, subset
 from invkit.data.folder import SIDE_VIEW, Folder, problems
 
 SOFT = Preparation(mask_threshold=None, crop_padding=0.0)
@@ -151,6 +151,17 @@ def test_a_camera_hits_the_middle_of_the_pixel_that_it_names(tmp_path):
     row, column = divmod(int(views.rgb[0, 0].argmax()), 24)
     center = (torch.tensor([column, row]) + 0.5) * 2 / 24 - 1
     torch.testing.assert_close(views.camera.project(torch.zeros(1, 1, 3))[0, 0, :2], center)
+
+
+def test_guessed_cameras_are_named_and_stay_so_in_a_choice_and_in_memory(root):
+    rows = [{"image": "a.png"}, {"image": "b.png", "camera": [10, 30, 20, 1, 0, 0, 0]}, {"image": "c.png"}]
+    manifest(root, rows)
+    dataset = Folder(root)
+    assert dataset.guessed_cameras == ["a", "c"]
+    assert Cached(dataset).guessed_cameras == ["a", "c"]
+    assert subset(dataset, [2, 1]).guessed_cameras == ["c"]
+    manifest(root, rows[1:2])
+    assert not Folder(root).guessed_cameras
 
 
 def test_classes_keep_the_order_they_are_given_in(root):

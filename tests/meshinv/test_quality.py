@@ -228,4 +228,8 @@ def test_what_cannot_be_compared_is_refused():
         quality(batch_size=0)
     with pytest.raises(ValueError, match=r"size 32, the renderings \(24, 24\)"):
         measure(quality(renderer=MeshRenderer(24)), generator())
+    unseen = Bodies()
+    unseen.guessed_cameras = unseen.names[3:]
+    with pytest.raises(ValueError, match="no camera is known of 6 of 9 photographs, first body_3"):
+        quality(data=unseen)
     assert quality(count=100).indices == list(range(COUNT))
