@@ -117,7 +117,7 @@ class Instruments:
 
     Args:
         networks: for FID and KID; each is measured with every one of them.
-        perceptual: for LPIPS.
+        perceptual: for LPIPS, likewise.
         reals: the photographs that unpaired protocols compare with.
         truth: ground truth of the objects.
         solid: the solids of scenes moved into another frame.
@@ -125,7 +125,7 @@ class Instruments:
     """
 
     networks: Mapping[str, Callable[[], Features]] = field(default_factory=dict)
-    perceptual: Callable[[], LPIPS] | None = None
+    perceptual: Mapping[str, Callable[[], LPIPS]] = field(default_factory=dict)
     reals: Callable[[], ImageSet] | None = None
     truth: Callable[[], GroundTruth] | None = None
     solid: Callable[[Any, Frame, Grid], Bool[Tensor, "B X Y Z"]] | None = None
@@ -147,13 +147,14 @@ class Resources:
         batch_size: int = 16,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.networks, self.solid, self.grid = tuple(instruments.networks), instruments.solid, instruments.grid
+        self.networks, self.perceptual = tuple(instruments.networks), tuple(instruments.perceptual)
+        self.solid, self.grid = instruments.solid, instruments.grid
         wanted = {name for protocol in protocols for name in protocol.metrics}
         recipes: dict[str, Callable[[], Any] | None] = {}
         if wanted & set(SET_DISTANCES):
             recipes |= instruments.networks
         if "lpips" in wanted:
-            recipes["perceptual"] = instruments.perceptual
+            recipes |= {f"lpips-{name}": make for name, make in instruments.perceptual.items()}
         if any(protocol.unpaired and protocol.statistics is None for protocol in protocols):
             recipes["reals"] = instruments.reals
         if any("iou3d" in protocol.metrics or protocol.viewpoints.of_truth for protocol in protocols):
@@ -174,7 +175,7 @@ class Resources:
         self._solids: dict[str, Tensor] = {}
 
     def get(self, key: str) -> Any:
-        """A network by its name, or "perceptual", "reals", "truth".
+        """A network by its name (that of LPIPS after "lpips-"), or "reals", "truth".
 
         Raises:
             ValueError: it is not there; says why.
@@ -297,7 +298,8 @@ class Measurement:
                 for network in networks or ("network",):
                     yield f"{name}@{network}", partial(self._set_distance, name, network, **options)
             elif name == "lpips":
-                yield name, partial(self._lpips, **options)
+                for network in self.resources.perceptual or ("network",):
+                    yield f"lpips-{network}", partial(self._lpips, f"lpips-{network}", **options)
             elif name == "iou3d":
                 yield name, partial(self._iou3d, **options)
             else:
@@ -317,8 +319,8 @@ class Measurement:
             self._unreadable_reals = {f"{name} (real side)": reason for name, reason in reals.unreadable.items()}
         return METRICS[name](features, reference=reference, **options)
 
-    def _lpips(self, **options: Any) -> Metric:
-        return Lpips(self.resources.get("perceptual"), **options)
+    def _lpips(self, network: str, **options: Any) -> Metric:
+        return Lpips(self.resources.get(network), **options)
 
     def _iou3d(self, *, aligned: bool = False) -> Metric:
         """aligned: the estimate is moved by `viewpoints.seen_alike` first."""

@@ -68,7 +68,7 @@ def instruments(cfg: DictConfig) -> Instruments:
 
     return Instruments(
         networks={name: recipe(node) for name, node in cfg.networks.items()},
-        perceptual=recipe(cfg.perceptual),
+        perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
         reals=recipe(cfg.data, **cfg.reals),
         truth=recipe(cfg.truth),
         solid=instantiate_trusted(cfg.solid),

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from invkit.features.alexnet import AlexNet
 from invkit.features.frozen import Frozen
+from invkit.features.squeezenet import SqueezeLayers
 from invkit.features.vgg import VGG16
-from invkit.features.weights import RANDOM
 
 VERSION = "0.1"
 _BACKBONES = {
     "vgg": (VGG16, "vgg16", ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")),
     "alex": (AlexNet, "alexnet", ("relu1", "relu2", "relu3", "relu4", "relu5")),
+    "squeeze": (SqueezeLayers, "squeezenet", ("relu1", "fire3", "fire5", "fire6", "fire7", "fire8", "fire9")),
 }
 
 
@@ -29,8 +30,8 @@ class LPIPS(Frozen):
     """Perceptual distance. Its name carries the backbone and the version: "lpips-vgg-0.1"; v0.0 gives other numbers.
 
     Args:
-        net: "vgg" or "alex".
-        weights: of the backbone; None takes the net's ImageNet weights, "random" must be asked for.
+        net: "vgg", "alex" or "squeeze".
+        weights: of the backbone; None takes the net's ImageNet weights of torchvision. Others go into the name.
         folder: where to look for the weights first.
 
     Raises:
@@ -43,7 +44,7 @@ class LPIPS(Frozen):
         if net not in _BACKBONES:
             raise ValueError(f"LPIPS has no net {net!r}; it has {', '.join(_BACKBONES)}")
         backbone, usual, layers = _BACKBONES[net]
-        self.name = f"lpips-{net}-{VERSION}" + (f"-{RANDOM}" if weights == RANDOM else "")
+        self.name = f"lpips-{net}-{VERSION}" + ("" if weights in (None, usual) else f"-{weights}")
         self.backbone = backbone(layers, weights=usual if weights is None else weights, folder=folder)
         heads = torch.load(_heads(net), map_location="cpu", weights_only=True)
         for i in range(len(layers)):

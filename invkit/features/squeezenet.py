@@ -5,6 +5,7 @@ real pictures can be looked at often. It has seen ImageNet and tells objects apa
 compare with others that were measured with the same weights, and with nothing else.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,25 +23,21 @@ _NAMES = (
 )
 
 
-class SqueezeNet(Frozen):
-    """The averages over the picture of the 512 channels that come out of the last fire module.
+class SqueezeLayers(Stack):
+    """SqueezeNet up to the last layer read.
 
     Args:
+        layers: what to read, in the order of the result: conv1, relu1, pool1, fire2, ... fire9.
         weights: "squeezenet" (ImageNet, torchvision); "squeezenet_caffe" (ImageNet, the authors' own, in half
             precision); or "random".
         folder: where to look for the weights first.
-
-    Raises:
-        ValueError: the weights are unknown, damaged or do not fit.
-        FileNotFoundError: the weights are not on this machine.
     """
 
-    dim = 512
-
-    def __init__(self, weights: str = "squeezenet", *, folder: str | Path | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[str] = (_LAST,), *, weights: str = "squeezenet", folder: str | Path | None = None
+    ) -> None:
         from torchvision.models import squeezenet1_1
 
-        super().__init__()
         with torch.device("meta"):
             features = squeezenet1_1(weights=None).features
         number = {name: i for i, name in enumerate(_NAMES)}
@@ -50,7 +47,26 @@ class SqueezeNet(Frozen):
             return f"features.{number[layer]}.{entry}"
 
         parts = dict(zip(_NAMES, features, strict=True))
-        self.trunk = Stack("squeezenet", parts, (_LAST,), weights, key=key, folder=folder)
+        parts["relu1"] = nn.ReLU()  # torchvision's overwrites conv1, which may be one of the layers read
+        super().__init__("squeezenet", parts, layers, weights, key=key, folder=folder)
+
+
+class SqueezeNet(Frozen):
+    """The averages over the picture of the 512 channels that come out of the last fire module.
+
+    Args:
+        weights, folder: see `SqueezeLayers`.
+
+    Raises:
+        ValueError: the weights are unknown, damaged or do not fit.
+        FileNotFoundError: the weights are not on this machine.
+    """
+
+    dim = 512
+
+    def __init__(self, weights: str = "squeezenet", *, folder: str | Path | None = None) -> None:
+        super().__init__()
+        self.trunk = SqueezeLayers(weights=weights, folder=folder)
         self.name = self.trunk.name
         self.freeze()
 

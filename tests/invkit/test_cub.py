@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from invkit.data.cub import Cub, annotation_files, mean_shape, problems
-from invkit.data.dataset import Preparation
+from invkit.data.dataset import Preparation, subset
 from invkit.images import resize_bilinear
 from invkit.types import Views
 
@@ -254,6 +254,25 @@ def test_predicted_masks_replace_the_annotated_ones_by_position(tmp_path):
     np.save(masks / "3.npy", np.zeros((4, 4)))
     with pytest.raises(ValueError, match=r"\(4, 4\)"):
         dataset[3]
+
+
+def test_the_annotated_items_have_the_annotated_masks_and_only_these(tmp_path):
+    entries = fabricate()
+    root = write(tmp_path / "cub", entries)
+    plain = Cub(root, "test", 32)
+    assert plain.annotated() is plain
+    masks = tmp_path / "predicted_mask"
+    masks.mkdir()
+    for i, entry in enumerate(entries):
+        np.save(masks / f"{i}.npy", np.roll(entry.mask, 5, axis=1).astype(np.uint8))
+    predicted = Cub(root, "test", 32, predicted_masks=masks)
+    assert not torch.equal(predicted[1].mask, plain[1].mask)
+    assert predicted.annotated().names == plain.names
+    assert torch.equal(predicted.annotated()[1].mask, plain[1].mask)
+    (root / "annotated_masks.txt").write_text(f"{plain.names[2]}\nsome/other\n{plain.names[0]}\n")
+    for dataset in (plain, predicted, subset(predicted, [2, 1, 0])):
+        assert sorted(dataset.annotated().names) == sorted([plain.names[0], plain.names[2]])
+        assert torch.equal(dataset.annotated()[0].mask, plain[plain.names.index(dataset.annotated().names[0])].mask)
 
 
 def test_predicted_cameras_are_taken_where_they_overlap_well(tmp_path):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from invkit import dist, viewpoints
 from invkit.data.dataset import ImageSet, subset
+from invkit.data.folder import Folder
 from invkit.evaluate import contact_sheet, evaluate, measure, render, statuses
+from invkit.features.lpips import LPIPS
 from invkit.invert import Inverter, Stage
 from invkit.measurement import EvaluationProtocol, Instruments, truncated
 from invkit.metrics.fid import Fid, gaussian_of
@@ -175,6 +178,14 @@ def test_annotated_and_given_masks_are_told_apart(done):
     )
 
 
+def test_a_guessed_camera_is_no_annotation(tmp_path):
+    for name in ("a.png", "b.png"):
+        Image.new("RGBA", (20, 20), (10, 20, 30, 255)).save(tmp_path / name)
+    rows = [{"image": "a.png"}, {"image": "b.png", "camera": [10, 10, 10, 1, 0, 0, 0]}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": rows}))
+    assert Folder(tmp_path).annotated().names == ["b"]
+
+
 def test_how_the_searches_ended(done):
     ended = statuses(*done)
     assert ended["statuses"] == {"ok": 5, "failed": 1}
@@ -311,10 +322,14 @@ def test_missing_weights_and_ground_truth_lose_no_other_number(done):
         "iou": EvaluationProtocol({"iou": {}}),
     }
     networks = {"inception_tv": absent, "colors": Colors}
-    results = of(done, protocols, networks=networks, perceptual=absent, truth=absent)
+
+    def perceptual() -> LPIPS:
+        return LPIPS("vgg", weights="random")
+
+    results = of(done, protocols, networks=networks, perceptual={"squeeze": absent, "vgg": perceptual}, truth=absent)
     assert results.keys() == protocols.keys()
-    assert results["view"]["metrics"].keys() == {"psnr", "ssim"}
-    assert "get it there" in results["view"]["not_measured"]["lpips"]
+    assert results["view"]["metrics"].keys() == {"psnr", "ssim", "lpips-vgg-0.1-random"}
+    assert "get it there" in results["view"]["not_measured"]["lpips-squeeze"]
     assert results["fid1"]["metrics"].keys() == {"fid@colors", "kid@colors"}
     assert results["fid1"]["not_measured"].keys() == {"fid@inception_tv", "kid@inception_tv"}
     assert "get it there" in results["fid1"]["not_measured"]["kid@inception_tv"]

@@ -303,7 +303,7 @@ def test_alexnet_is_torchvisions(rng, tmp_path, monkeypatch):
 # ---- LPIPS -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net, layer", [("alex", "AlexNet"), ("vgg", "VGG16")])
+@pytest.mark.parametrize("net, layer", [("alex", "AlexNet"), ("vgg", "VGG16"), ("squeeze", "SqueezeLayers")])
 def test_lpips_is_that_of_its_package(net, layer, rng):
     ours = LPIPS(net, weights=RANDOM)
     with warnings.catch_warnings():
@@ -366,8 +366,8 @@ def test_lpips_without_its_backbone_asks_for_that_file():
         LPIPS("vgg")
     with pytest.raises(FileNotFoundError, match=r"alexnet-owt-7be5be79\.pth"):
         LPIPS("alex")
-    with pytest.raises(ValueError, match="no net 'squeeze'"):
-        LPIPS("squeeze", weights=RANDOM)
+    with pytest.raises(ValueError, match="no net 'resnet'"):
+        LPIPS("resnet", weights=RANDOM)
 
 
 # ---- Inception ---------------------------------------------------------------------------------------------------

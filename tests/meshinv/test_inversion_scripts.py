@@ -103,14 +103,14 @@ def test_running_it_again_keeps_what_is_there_and_fills_what_is_not(world, run, 
     torch.testing.assert_close(store.read(names[0]).found.latent, latent, rtol=0, atol=1e-3)
 
 
-RANDOM_SQUEEZENET = "networks.squeezenet_caffe={_target_: invkit.features.squeezenet.SqueezeNet, weights: random}"
-FID_NETWORK = "squeezenet-random"
+RANDOM_SQUEEZENET = "networks.squeezenet_caffe.weights=random"
+FID_NETWORK, LPIPS_NAME = "squeezenet-random", "lpips-squeeze-0.1-random"
 
 
 @pytest.fixture(scope="module")
 def evaluated(run, inverted) -> dict:
     """The result of all protocols that there are, without any downloaded weights."""
-    run("evaluate", f"inversion={inverted}", RANDOM_SQUEEZENET, "grid.size=24", "perceptual.weights=not_there")
+    run("evaluate", f"inversion={inverted}", RANDOM_SQUEEZENET, "grid.size=24", "perceptual.squeeze.weights=random")
     return json.loads((inverted / "evaluation" / "result.json").read_text())
 
 
@@ -132,8 +132,8 @@ def test_every_protocol_gives_numbers_or_says_why_not(evaluated):
     protocols = evaluated["protocols"]
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         assert list(protocols) == list(compose("evaluate", ["experiment=meshinv_invert_synthetic"]).protocol)
-    assert protocols["input_view_white"]["metrics"].keys() == {"psnr", "ssim"}
-    assert "not_there" in protocols["input_view_white"]["not_measured"]["lpips"]
+    assert protocols["input_view_white"]["metrics"].keys() == {"psnr", "ssim", LPIPS_NAME}
+    assert "vgg16" in protocols["input_view_white"]["not_measured"]["lpips-vgg"]
     views = {"fid1_black_inputmask": 1, "fid12_white": 12, "fid10_true": 10, "fid10_official": 11}
     for name, count in views.items():
         found = protocols[name]
@@ -153,7 +153,7 @@ def test_ground_truth_is_used(evaluated):
         assert 0.02 < protocols[f"iou3d_{frame}"]["metrics"]["iou3d"]["value"] < 1
         novel = protocols[f"novel_views_{frame}"]
         assert (novel["images"], novel["pictures"]) == (2, 4)
-        assert novel["metrics"].keys() == {"iou", "psnr", "ssim"}
+        assert novel["metrics"].keys() == {"iou", "psnr", "ssim", LPIPS_NAME}
         assert 0.05 < novel["metrics"]["iou"]["value"] < 1
     for metric in ("iou3d", "novel_views"):
         both = [protocols[f"{metric}_{frame}"]["metrics"] for frame in ("as_found", "aligned")]
@@ -162,16 +162,23 @@ def test_ground_truth_is_used(evaluated):
 
 def test_chosen_protocols_alone_and_again_with_other_settings(run, inverted, tmp_path):
     for settings in (["protocols=[iou_gt]"], ["protocols=[iou_gt,input_view_white]", "batch_size=1"]):
-        run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/again", "perceptual=null", *settings)
+        run(
+            "evaluate",
+            f"inversion={inverted}",
+            f"run.dir={tmp_path}/again",
+            "~perceptual.vgg",
+            "~perceptual.squeeze",
+            *settings,
+        )
     result = json.loads((tmp_path / "again" / "result.json").read_text())
     assert list(result["protocols"]) == ["iou_gt", "input_view_white"]
-    assert "no perceptual" in result["protocols"]["input_view_white"]["not_measured"]["lpips"]
+    assert "to measure with" in result["protocols"]["input_view_white"]["not_measured"]["lpips-network"]
     with pytest.raises(ValueError, match="no fid13"):
         run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/other", "protocols=[fid13]")
 
 
 def test_a_data_set_without_ground_truth_says_so(world, run, inverted, tmp_path, capsys):
-    settings = ["protocols=[iou3d_as_found,novel_views_as_found,iou_input]", "perceptual=null"]
+    settings = ["protocols=[iou3d_as_found,novel_views_as_found,iou_input]"]
     run("evaluate", f"inversion={inverted}", f"run.dir={tmp_path}/none", f"truth.root={tmp_path}", *settings)
     protocols = json.loads((tmp_path / "none" / "result.json").read_text())["protocols"]
     assert "no ground truth" in protocols["iou3d_as_found"]["not_measured"]["iou3d"]
