@@ -1,4 +1,5 @@
-"""Say what is installed, which backends work, which weights, data sets and runs are here, and how to close each gap.
+"""Say what is installed, which backends work, which weights, data sets and runs are here, which experiments can start,
+and how to close each gap.
 
     python scripts/doctor.py [--json]
 
@@ -9,16 +10,19 @@ does not import, else 0. Needs nothing but Python itself, so that it can speak w
 import argparse
 import importlib
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED_AS = {
@@ -29,10 +33,11 @@ IMPORTED_AS = {
 }
 ABSENT_DATA = {
     "cub": "real birds, 11,788 photographs: docs/datasets.md says where to get them",
+    "p3d": "PASCAL3D+ cars, 5,194 of them: docs/datasets.md says where to get them",
     "cub_subset": "a part of CUB, for a CPU: python scripts/prepare_data.py cub-subset SOURCE",
     "synthetic_birds": "made in a minute: python scripts/prepare_data.py synthetic-birds",
 }
-CUB_ANNOTATIONS = "*_cub_cleaned.mat"
+ANNOTATIONS = {"cub": "data/*_cub_cleaned.mat", "p3d": "data/car_*.mat"}
 MARKS = {"ok": "ok", "gap": "--", "error": "!!"}
 LEGEND = "ok: here    --: optional and not here    !!: needed"
 
@@ -154,9 +159,11 @@ def data_sets() -> Iterator[Finding]:
     root = Path("datasets")
     found = sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith("."))
     for path in found:
-        splits = [file.name.split("_")[0] for file in sorted(path.glob(f"data/{CUB_ANNOTATIONS}"))]
-        detail = f"splits {', '.join(splits)}" if splits else "present"
-        check = f"is it whole? python scripts/prepare_data.py check {'cub' if splits else 'folder'} {path}"
+        splits = {kind: sorted(path.glob(files)) for kind, files in ANNOTATIONS.items()}
+        kind = next((kind for kind, files in splits.items() if files), "folder")
+        names = [re.sub("car_|_cub_cleaned", "", file.stem) for file in splits.get(kind, [])]
+        detail = f"splits {', '.join(names)}" if names else "present"
+        check = f"is it whole? python scripts/prepare_data.py check {kind} {path}"
         yield Finding("data sets", path.name, "ok", detail, check)
     for name in sorted(ABSENT_DATA.keys() - {path.name for path in found}):
         yield Finding("data sets", name, "gap", f"no {root / name}", ABSENT_DATA[name])
@@ -168,6 +175,58 @@ def runs() -> Iterator[Finding]:
         known = [f"{max(steps)} steps"] if steps else []
         known += ["result.json"] if (config.parent / "result.json").is_file() else []
         yield Finding("runs", str(config.parent), "ok", ", ".join(known) or "no checkpoint and no result yet")
+
+
+def experiments() -> Iterator[Finding]:
+    """Each experiment, as its own comment says to start it, and what of its data, priors and weights is not here."""
+    try:
+        hydra, omegaconf = importlib.import_module("hydra"), importlib.import_module("omegaconf")
+        importlib.import_module("invkit.features.weights")
+    except ImportError:
+        return  # reported among the packages
+    configs = {}
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        for path in sorted(ROOT.glob("configs/experiment/*.yaml")):
+            text = re.sub(r"\\\n#\s*", " ", path.read_text())
+            said = re.search(rf"^#.*scripts/(\w+)\.py (.*\bexperiment={path.stem}\b.*)$", text, re.MULTILINE)
+            if said is None:
+                continue
+            try:
+                config = hydra.compose(said[1], shlex.split(said[2]))
+                configs[path.stem] = omegaconf.OmegaConf.to_container(config, resolve=True)
+            except Exception as error:  # a file that is being written can be wrong in any way
+                yield Finding("experiments", path.stem, "gap", f"does not compose: {error}")
+    made_by = {config["run"]["dir"]: name for name, config in configs.items()}
+    for name, config in configs.items():
+        absent = dict(missing(config, made_by))
+        detail = f"without {', '.join(absent)}" if absent else "can start"
+        cures = "; ".join(dict.fromkeys(cure for cure in absent.values() if cure))
+        yield Finding("experiments", name, "gap" if absent else "ok", detail, cures)
+
+
+def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[tuple[str, str]]:
+    """(what, what to do) of everything that a configuration reads and that is not here.
+
+    Args:
+        made_by: the experiment that fills a run's folder.
+    """
+    target = node.get("_target_", "") if isinstance(node, dict) else ""
+    read = node.get("path") if target == "invkit.run.load_module" else node.get("root") if target else None
+    if read and not Path(read).exists():
+        maker = made_by.get("/".join(Path(read).parts[:2]))
+        yield read, f"python scripts/train.py experiment={maker} makes {read}" if maker else ""
+    if target.startswith("invkit.features."):
+        table = importlib.import_module("invkit.features.weights")
+        module, _, name = target.rpartition(".")
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        name = node.get("weights", parameters["weights"].default if "weights" in parameters else table.RANDOM)
+        try:
+            if name != table.RANDOM:
+                table.find(name)
+        except (FileNotFoundError, ValueError):
+            yield f"weights {name}", "task.quality=null goes without" if where.startswith("task.quality") else ""
+    for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from missing(child, made_by, f"{where}.{key}".removeprefix("."))
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -189,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     options = parser.parse_args(arguments)
-    findings = [*packages(), *devices(), *renderers(), *weights(), *data_sets(), *runs()]
+    findings = [*packages(), *devices(), *renderers(), *weights(), *data_sets(), *runs(), *experiments()]
     print(json.dumps([asdict(finding) for finding in findings], indent=2) if options.json else report(findings))
     return int(any(finding.state == "error" for finding in findings))
 

@@ -32,7 +32,7 @@ def by_name(findings) -> dict:
 def test_nothing_required_is_missing_here_and_every_section_speaks(doctor, capsys):
     assert doctor.main(["--json"]) == 0
     sections = {finding["section"] for finding in json.loads(capsys.readouterr().out)}
-    assert sections >= {"packages", "extra: dev", "devices", "mesh renderer", "weights", "data sets"}
+    assert sections >= {"packages", "extra: dev", "devices", "mesh renderer", "weights", "data sets", "experiments"}
     assert doctor.main([]) == 0
     assert importlib.metadata.version("torch") in capsys.readouterr().out
 
@@ -97,13 +97,16 @@ def test_weights_are_absent_then_damaged(doctor, monkeypatch, tmp_path):
 
 def test_data_sets_are_found_with_their_splits(doctor, tmp_path):
     assert by_name(doctor.data_sets())["cub"].state == "gap"
-    for file in ("cub/data/train_cub_cleaned.mat", "cub/data/test_cub_cleaned.mat", "mine/manifest.json"):
+    cub = ("cub/data/train_cub_cleaned.mat", "cub/data/test_cub_cleaned.mat")
+    for file in (*cub, "mine/manifest.json", "p3d/data/car_train.mat", "p3d/data/car_val.mat"):
         (tmp_path / "datasets" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "datasets" / file).touch()
     found = by_name(doctor.data_sets())
     assert (found["cub"].state, found["cub"].detail) == ("ok", "splits test, train")
     assert "check cub datasets/cub" in found["cub"].to_do
     assert "check folder datasets/mine" in found["mine"].to_do
+    assert (found["p3d"].state, found["p3d"].detail) == ("ok", "splits train, val")
+    assert "check p3d datasets/p3d" in found["p3d"].to_do
 
 
 def test_runs_tell_how_far_they_are(doctor, tmp_path):
@@ -116,6 +119,31 @@ def test_runs_tell_how_far_they_are(doctor, tmp_path):
     found = by_name(doctor.runs())
     assert found["runs/a"].detail == "1000 steps"
     assert found["runs/sweep/0"].detail == "result.json"
+
+
+def test_experiments_name_the_data_priors_and_weights_that_they_lack(doctor, tmp_path, monkeypatch):
+    found = by_name(doctor.experiments())
+    assert found.keys() == {path.stem for path in ROOT.glob("configs/experiment/*.yaml")}
+    pretraining = found["meshinv_pretrain_cub"]
+    assert pretraining.state == "gap"
+    for absent in ("datasets/cub", "runs/meshinv_pseudo_truth_cub/pseudo_truth", "weights inception_tv"):
+        assert absent in pretraining.detail
+    assert "experiment=meshinv_pseudo_truth_cub" in pretraining.to_do
+    assert "task.quality=null" in pretraining.to_do
+    assert "weights" not in found["meshinv_pseudo_truth_cub"].detail
+    assert "weights vgg19" in found["meshinv_invert_cub"].detail
+    assert "datasets/p3d" in found["meshinv_pseudo_truth_p3d_car"].detail
+    assert "my_photographs" in found["meshinv_pseudo_truth_folder"].detail
+    assert "experiment=meshinv_pseudo_truth_folder" in found["meshinv_pretrain_folder"].to_do
+
+    (tmp_path / "datasets/synthetic_birds").mkdir(parents=True)
+    (tmp_path / "runs/meshinv_pseudo_truth_synthetic/pseudo_truth").mkdir(parents=True)
+    found = by_name(doctor.experiments())
+    assert (found["meshinv_pretrain_synthetic"].state, found["meshinv_pretrain_synthetic"].detail) == (
+        "ok",
+        "can start",
+    )
+    assert found["meshinv_invert_synthetic"].detail == "without runs/meshinv_pretrain_synthetic"
 
 
 def test_it_speaks_where_nothing_is_installed(tmp_path):
