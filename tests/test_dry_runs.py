@@ -154,6 +154,7 @@ def test_training_runs_two_steps_and_goes_on(experiment, birds, cars, photograph
         assert generator.texture_size == 128
     else:
         assert len(list((tmp_path / "run" / "pseudo_truth").glob("*.npz"))) == BIRDS + 1
+        assert (tmp_path / "run" / "images" / "pseudo_truth.png").is_file()
     # The same command again finds nothing left to do.
     before = saved[-1].stat().st_mtime_ns
     run("train", overrides, monkeypatch)

@@ -5,6 +5,7 @@ what the parts of a category are, so that the texture maps of different images a
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from invkit import dist
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
-from invkit.images import composite, grid
+from invkit.images import composite, grid, write_png
 from invkit.metrics.iou import iou
 from invkit.run import Run
 from invkit.train.loop import Phase
@@ -22,6 +23,7 @@ from invkit.types import Rendering, Views
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.pseudo_truth import (
     CameraCorrections,
+    PseudoTruthSet,
     network_input,
     project_photographs,
     write_metadata,
@@ -136,8 +138,7 @@ class PseudoTruthTask:
     def report(self, run: Run, step: int) -> None:
         """Photographs, their reconstructions and novel views; the mean IoU of these few."""
         self.network.eval()
-        spread = torch.linspace(0, len(self.data) - 1, min(SHEET_IMAGES, len(self.data))).long().tolist()
-        views = self.data.batch(spread).to(run.device)
+        views = self.data.batch(spread(len(self.data))).to(run.device)
         mesh, image = self.reconstruct(views)
         run.log.image(step, "reconstruction", sheet(views, image, mesh, self.renderer))
         run.log.scalars(step, {"iou": iou(image.mask, views.mask).mean().item()}, prefix="report/")
@@ -188,6 +189,23 @@ class PseudoTruthTask:
             f"{poor} below {self.min_iou}"
         )
         run.result({"images": len(overlap), "iou": overlap.mean().item(), "below_min_iou": poor})
+        write_png(run.dir / "images" / "pseudo_truth.png", self.written(folder, run.device).cpu())
+
+    def written(self, folder: Path, device: torch.device) -> Float[Tensor, "3 H W"]:
+        """Some of the pseudo ground truth as it lies in the files, a row for each image: photograph, the mesh under its
+        camera with the texture that was projected on it, and four azimuths; grey is what the photograph does not show.
+        """
+        written = PseudoTruthSet(folder, image_size=self.data.size)
+        real = written.batch(spread(len(written))).to(device)
+        mesh = real.maps.mesh(self.template)
+        own = self.renderer(mesh, real.camera)
+        columns = [real.image, composite(own.rgb, own.mask), *from_all_sides(mesh, self.renderer, 4).unbind(1)]
+        return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
+
+
+def spread(count: int) -> list[int]:
+    """Positions of the images that the sheets show."""
+    return torch.linspace(0, count - 1, min(SHEET_IMAGES, count)).long().tolist()
 
 
 @torch.no_grad()
