@@ -78,15 +78,17 @@ def instruments(cfg: DictConfig) -> Instruments:
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """A line for each protocol and metric, then what was not measured and why."""
-    lines = [f"{'protocol':<22} {'metric':<24} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
+    labels = [label for of in result["protocols"].values() for label in (*of["metrics"], *of["not_measured"])]
+    width = max(map(len, ["metric", *labels]))
+    lines = [f"{'protocol':<22} {'metric':<{width}} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
     reasons: dict[str, list[str]] = {}
     for name, values in result["protocols"].items():
         counts = f"{values['images']:7} {values['pictures']:9} {values['reals'] or '-':>6}"
         for metric, found in values["metrics"].items():
             mark = " *" if "note" in found else ""
-            lines.append(f"{name:<22} {metric:<24} {found['value']:9.4g} {counts}{mark}")
+            lines.append(f"{name:<22} {metric:<{width}} {found['value']:9.4g} {counts}{mark}")
         for metric, reason in values["not_measured"].items():
-            lines.append(f"{name:<22} {metric:<24} {'-':>9}  not measured, see below")
+            lines.append(f"{name:<22} {metric:<{width}} {'-':>9}  not measured, see below")
             reasons.setdefault(reason, []).append(f"{name} {metric}")
         for image, reason in values["unreadable"].items():
             reasons.setdefault(f"{image} cannot be read: {reason}", []).append(name)

@@ -2,7 +2,7 @@
 
     python scripts/transfer.py experiment=meshinv_invert_synthetic names=[bird_1,bird_2]
 
-In <inversion>/transfers: a picture <names>.png with a row for each shape, seen from its own camera, and a column for
+In <inversion>/transfers: a picture (.png) with a row for each shape, seen from its own camera, and a column for
 each texture; and the meshes as <shape>_in_<texture>.glb.
 """
 
@@ -38,7 +38,8 @@ def transfer(cfg: DictConfig) -> None:
             pairs = transfers(render(found, prior, renderer), renderer)
         stems = [store.path(name).stem for name in names]
         cells = composite(pairs.image.rgb, pairs.image.mask)
-        write_png(run.dir / f"{'+'.join(stems)}.png", grid(cells, columns=len(names)).cpu())
+        others = stems[1] if len(stems) == 2 else f"{len(stems) - 1}_others"  # a file name has an end
+        write_png(run.dir / f"{stems[0]}+{others}.png", grid(cells, columns=len(names)).cpu())
         if cfg.glb:
             each = [(shape, texture) for shape in stems for texture in stems]
             for (shape, texture), model in zip(each, models(pairs.scene), strict=True):
