@@ -1,0 +1,276 @@
+"""Photographs of your own to textured meshes: silhouette, crop, camera, class, inversion, GLB.
+
+    python scripts/reconstruct.py image=robin.jpg mask=robin_mask.png
+    python scripts/reconstruct.py image=robin.png                                # its alpha is the silhouette
+    python scripts/reconstruct.py image=[a.jpg,b.jpg] mask=[a.png,b.png] experiment=meshinv_invert_cub label=3
+
+For each photograph, in runs/reconstruct/<its name>: <its name>.glb, panel.png, which shows step by step what the
+network saw, result.json, and input/, a data set of this one photograph. The records lie in runs/reconstruct/records, so
+scripts/export.py makes turntables of them (inversion=runs/reconstruct). A photograph that cannot be used is told of in
+result.json and stops no other; the exit status is 2 if none could be used.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from invkit.data.dataset import Preparation
+from invkit.data.folder import Folder, Photo, read_photo
+from invkit.evaluate import contact_sheet, render
+from invkit.features.silhouette import MaskRCNN
+from invkit.files import written_aside
+from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
+from invkit.invert import Inverter, refuse_unusable
+from invkit.metrics.iou import iou
+from invkit.records import OK, RecordStore
+from invkit.run import Run, instantiate_trusted, main
+from invkit.types import Estimate, Views
+from meshinv.export import models, write_glb
+
+TILE, CAPTION, COLUMNS = 256, 22, 5
+TURNS = (45.0, 90.0, 180.0, 270.0)
+RED = (1.0, -1.0, -1.0)
+
+Silhouette = Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "1 H W"]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the command line says about one photograph; None is to be found out."""
+
+    name: str
+    image: Path
+    mask: Path | None
+    label: int | None
+    camera: Sequence[float] | None
+
+
+@main(config_name="reconstruct")
+def reconstruct(cfg: DictConfig) -> None:
+    with Run(cfg, frozen=False) as run:
+        photographs = given(run.config)
+        inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
+        around = instantiate_trusted(cfg.around)
+        store = RecordStore(run.dir / "records")
+        results = {}
+        for photograph in photographs:
+            folder = run.dir / photograph.name
+            try:
+                views = prepared(photograph, folder / "input", run.config["data"]["size"], silhouettes(cfg.category))
+                search = inverter if photograph.camera is not None else beginning_with(inverter, around)
+                result = reconstructed(search, views.to(run.device), photograph, folder, store)
+            except (ValueError, OSError) as error:
+                result = {"image": str(photograph.image), "status": str(error)}
+                store.write_failure(photograph.name, 0, str(error))
+            write_json(folder / "result.json", result)
+            results[photograph.name] = result
+            run.log.message(f"{photograph.name}: {summary(result, folder)}")
+        run.result({"images": results})
+        if not any(result["status"] == OK for result in results.values()):
+            raise SystemExit(2)
+
+
+def given(config: dict[str, Any]) -> list[Given]:
+    """The photographs of a command, each with a name of its own.
+
+    Raises:
+        ValueError: there are more masks, labels or cameras than images, or fewer, or a label is no number.
+    """
+    images = config["image"] if isinstance(config["image"], list) else [config["image"]]
+    if not images:
+        raise ValueError("image=[] names no photograph")
+    count, masks, labels, cameras = len(images), config["mask"], config["label"], config["camera"]
+    if not isinstance(labels, list):
+        labels = [labels] * count
+    if not isinstance(masks, list):
+        masks = [masks] if masks is not None else [None] * count
+    if cameras is None or not any(isinstance(camera, list) or camera is None for camera in cameras):
+        cameras = [cameras] if cameras is not None else [None] * count
+    for name, values in (("mask", masks), ("label", labels), ("camera", cameras)):
+        if len(values) != count:
+            raise ValueError(f"{name}: there are {count} images and {len(values)} of these; null stands for none")
+    for label in labels:
+        if not (label is None or (isinstance(label, int) and label >= 0)):
+            raise ValueError(f"label={label} is no class: give its number, from 0")
+    paths = [Path(image).expanduser() for image in images]
+    masks = [None if mask is None else Path(mask).expanduser() for mask in masks]
+    return [Given(*each) for each in zip(names(paths), paths, masks, labels, cameras, strict=True)]
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The files' names without their suffixes; numbered where these are the same, or that of a folder of the run."""
+    found: list[str] = []
+    for path in paths:
+        taken, number, name = {*found, "records", "checkpoints"}, 1, path.stem
+        while name in taken:
+            number += 1
+            name = f"{path.stem}_{number}"
+        found.append(name)
+    return found
+
+
+# ---- Photograph to views ---------------------------------------------------------------------------------------------
+
+
+@cache
+def silhouettes(category: str) -> Silhouette:
+    """Mask R-CNN, read when the first photograph needs it."""
+    network = cache(lambda: MaskRCNN(category))
+    return lambda image: network()(image)
+
+
+def prepared(photograph: Given, folder: Path, size: int, silhouette: Silhouette) -> Views:
+    """The crop that is searched, from `folder`, where the photograph and its silhouette are laid down for it.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is missing or damaged, or there is no silhouette, or camera or label are
+            impossible.
+    """
+    image = photograph.image
+    if photograph.mask is None and bool(((rgba := read_rgba(image, upright=True))[3] == 1).all()):
+        rgb = rgba[:3]
+        try:
+            mask = silhouette(rgb)
+        except FileNotFoundError as error:
+            raise ValueError(f"{image} has no transparency: give mask=FILE, white on the object. ({error})") from error
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from error
+    else:
+        rgb, mask = read_photo(Photo(photograph.name, image, photograph.mask, None, None))
+    write_png(folder / "photograph.png", 2 * rgb - 1)
+    write_png(folder / "silhouette.png", 2 * mask.expand(3, -1, -1) - 1)
+    row = {"image": "photograph.png", "mask": "silhouette.png", "label": photograph.label, "camera": photograph.camera}
+    write_json(folder / "manifest.json", {"images": [row]})
+    return Folder(folder, size=size)[0]
+
+
+# ---- Views to mesh ---------------------------------------------------------------------------------------------------
+
+
+def beginning_with(inverter: Inverter, init: Any) -> Inverter:
+    """The same search from other first guesses."""
+    other = copy.copy(inverter)
+    other.init = init
+    return other
+
+
+def reconstructed(
+    inverter: Inverter, views: Views, photograph: Given, folder: Path, store: RecordStore
+) -> dict[str, Any]:
+    """What result.json says of a photograph; mesh, panel and record are written.
+
+    Raises:
+        ValueError: it cannot be searched.
+    """
+    began = time.monotonic()
+    refuse_unusable(views)
+    targets = inverter.objective.targets(views)
+    first, tried = inverter.begin(targets)
+    estimate, trace = inverter.refine(tried, targets)
+    trace = replace(trace, start=first)
+    seconds = time.monotonic() - began
+    (record,) = store.write([photograph.name], [0], estimate, trace)
+    (model,) = models(estimate.scene)
+    mesh = folder / f"{photograph.name}.glb"
+    write_glb(mesh, model)
+    before = render(first, inverter.prior, inverter.renderer)
+    steps = {"first guess": before}
+    if tried is not first:
+        steps["after trial"] = render(tried, inverter.prior, inverter.renderer)
+    steps["result"] = estimate
+    write_png(folder / "panel.png", panel(folder / "input", views, steps, inverter))
+    return {
+        "image": str(photograph.image),
+        "status": record.status,
+        "iou_before": iou(before.image.mask, views.mask).item(),
+        "iou_after": trace.iou[0, -1].item(),
+        "label": None if estimate.label is None else estimate.label.item(),
+        "label_given": photograph.label is not None,
+        "camera": estimate.camera.to_cmr()[0].tolist(),  # of the crop, in NDC
+        "camera_given": photograph.camera is not None,
+        "objective": {name: finite_or_none(values[0, -1].item()) for name, values in trace.terms.items()},
+        "seconds": seconds,
+        "mesh": str(mesh),
+    }
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def summary(result: dict[str, Any], folder: Path) -> str:
+    if "mesh" not in result:
+        return result["status"]
+    told = f"IoU {result['iou_before']:.2f} before, {result['iou_after']:.2f} after, {result['seconds']:.0f} s"
+    return f"{result['status']}, {told}, see {folder / 'panel.png'}"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n")
+
+
+# ---- Panel -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inverter) -> UInt8[Tensor, "H W 3"]:
+    """What the network saw at each step, with words on it: photograph, outline, crop, guesses, result, other sides.
+
+    Args:
+        folder: the data set of the photograph.
+        steps: what was found at each step by its name, the result last.
+    """
+    rgb, mask = read_photo(Photo("", folder / "photograph.png", folder / "silhouette.png", None, None))
+    whole = Preparation(resample=resize_antialias, crop_padding=None, mask_threshold=None)
+    photo, outline = whole.cut(rgb, mask, whole.square((), *rgb.shape[1:]), TILE)
+    views = views.to("cpu")
+    tiles = {"photograph": photo, "silhouette": outlined(photo, outline), "crop": composite(views.rgb, views.mask)}
+    for name, estimate in steps.items():
+        image = estimate.image.to("cpu")
+        overlap = iou(image.mask, views.mask).item()
+        tiles[f"{name}, IoU {overlap:.2f}"] = outlined(composite(image.rgb, image.mask), views.mask)
+    result = steps["result"]
+    sheet = contact_sheet(views.to(result.latent.device), result, inverter.renderer, TURNS).cpu()
+    sides = sheet.unflatten(2, (-1, views.rgb.shape[3])).movedim(2, 0)[-len(TURNS) :]
+    tiles |= {f"turned by {degrees:.0f} degrees": side[None] for degrees, side in zip(TURNS, sides, strict=True)}
+    return captioned(tiles)
+
+
+def outlined(image: Float[Tensor, "1 3 H W"], mask: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 3 T T"]:
+    """The picture at the size of a tile, with a red line around the mask."""
+    image, mask = resize_bilinear(image, TILE), (resize_bilinear(mask, TILE) > 0.5).to(mask)
+    edge = torch.nn.functional.max_pool2d(mask, 3, stride=1, padding=1) - mask
+    return torch.where(edge > 0, image.new_tensor(RED)[None, :, None, None], image)
+
+
+def captioned(tiles: dict[str, Float[Tensor, "1 3 _ _"]]) -> UInt8[Tensor, "H W 3"]:
+    """The pictures in rows, each below its name."""
+    rows = math.ceil(len(tiles) / COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * TILE, rows * (TILE + CAPTION)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for number, (name, tile) in enumerate(tiles.items()):
+        left, top = number % COLUMNS * TILE, number // COLUMNS * (TILE + CAPTION)
+        draw.text((left + 4, top + 5), f"{number + 1}  {name}", fill="black", font=font)
+        pixels = to_uint8(resize_bilinear(tile.float(), TILE))[0].numpy()
+        sheet.paste(Image.fromarray(pixels), (left, top + CAPTION))
+    return torch.from_numpy(np.array(sheet))
+
+
+if __name__ == "__main__":
+    reconstruct()
