@@ -59,10 +59,10 @@ class ChamferMask:
         num_vertices = [vertices.shape[1]] * len(counts)
 
         def from_vertices(image: int) -> Callable[[slice], Tensor]:
-            return lambda chunk: points.squared_distances(vertices[image, chunk], places[image, : counts[image]])
+            return points.ExactDistances(vertices[image], places[image, : counts[image]])
 
         def from_pixels(image: int) -> Callable[[slice], Tensor]:
-            return lambda chunk: points.squared_distances(places[image, chunk], vertices[image])
+            return points.ExactDistances(places[image, : counts[image]], vertices[image])
 
         pixel_of_vertex = points.nearest(num_vertices, counts, from_vertices, like=vertices)
         vertex_of_pixel = points.nearest(counts, num_vertices, from_pixels, like=places)

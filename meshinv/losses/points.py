@@ -141,20 +141,35 @@ def _hash(value: Int[Tensor, "*N"]) -> Int[Tensor, "*N"]:
     return (mixed ^ ((mixed >> 31) & (2**33 - 1))) & (2**63 - 1)
 
 
-def squared_distances(first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> Float[Tensor, "N M"]:
-    """|a - b|^2 of every pair, from the differences: exact, for few channels."""
-    total = first.new_zeros(len(first), len(second))
-    for a, b in zip(first.T, second.T, strict=True):
-        difference = a[:, None] - b
-        total.addcmul_(difference, difference)
-    return total
+class ExactDistances:
+    """|a - b|^2 of every pair of two sets, from the differences: exact, for few channels."""
+
+    def __init__(self, first: Float[Tensor, "N C"], second: Float[Tensor, "M C"]) -> None:
+        self.first, self.second = first, second.T.contiguous()
+        self.tile = second.new_empty(2, 0)
+
+    def __call__(self, rows: slice) -> Float[Tensor, "N M"]:
+        """Those of these rows of the first set to all of the second; the next call writes over them.
+
+        Memory is taken once: fresh pages for every tile would cost as much as the arithmetic.
+        """
+        first = self.first[rows]
+        shape = len(first), self.second.shape[1]
+        if self.tile.shape[1] < shape[0] * shape[1]:
+            self.tile = self.tile.new_empty(2, shape[0] * shape[1])
+        total, difference = self.tile[:, : shape[0] * shape[1]].view(2, *shape)
+        total.zero_()
+        for a, b in zip(first.T, self.second, strict=True):
+            torch.sub(a[:, None], b, out=difference)
+            total.addcmul_(difference, difference)
+        return total
 
 
 class Distances:
     """gain |a - b|^2 + offset of every pair of two sets as one matrix product: [a, |a|^2, 1] [-2 b, 1, |b|^2].
 
-    Several times faster than the differences. It rounds at the size of |a|^2, so that of partners equally near but for
-    that the first may be missed.
+    As fast as the differences for three channels, six times faster for 256. It rounds at the size of |a|^2, so that of
+    partners equally near but for that the first may be missed.
     """
 
     def __init__(
@@ -169,10 +184,7 @@ class Distances:
         self.tile = self.second.new_empty(0, self.second.shape[1])
 
     def __call__(self, rows: slice) -> Float[Tensor, "N M"]:
-        """Those of these rows of the first set to all of the second; the next call writes over them.
-
-        Memory is taken once: fresh pages for every tile would cost more than the arithmetic.
-        """
+        """Those of these rows of the first set to all of the second; the next call writes over them."""
         first = self.first[rows]
         if len(self.tile) < len(first):
             self.tile = self.tile.new_empty(len(first), self.tile.shape[1])

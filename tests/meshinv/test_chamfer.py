@@ -185,8 +185,8 @@ def published_points(dtype: torch.dtype) -> tuple[ColoredPoints, ColoredPoints]:
 
 def test_pairwise_distances_are_those_of_the_specification():
     source, target = published_points(torch.float32)
-    appearance = points.squared_distances(source.appearance[0], target.appearance[0])[0]
-    distance = points.squared_distances(source.position[0], target.position[0])[0]
+    appearance = points.ExactDistances(source.appearance[0], target.appearance[0])(slice(1))[0]
+    distance = points.ExactDistances(source.position[0], target.position[0])(slice(1))[0]
     torch.testing.assert_close(
         appearance, torch.tensor([2.847505, 5.278427, 6.124084, 4.521502, 1.731458]), rtol=0, atol=2e-6
     )
@@ -214,6 +214,14 @@ def test_distances_as_a_matrix_product_are_those_of_the_differences(rng):
     first, second = torch.randn(9, 40, generator=rng), torch.randn(7, 40, generator=rng)
     exact = torch.cdist(first.double(), second.double()).square()
     torch.testing.assert_close(points.Distances(first, second)(slice(2, 6)).double(), exact[2:6], rtol=1e-5, atol=1e-5)
+
+
+def test_exact_distances_of_any_rows_are_those_of_the_differences(rng):
+    first, second = torch.randn(9, 2, generator=rng), torch.randn(7, 2, generator=rng)
+    exact = (first[:, None] - second).square().sum(dim=2)
+    distances = points.ExactDistances(first, second)
+    for rows in (slice(2, 4), slice(0, 9), slice(8, 9)):  # more rows and fewer than before
+        torch.testing.assert_close(distances(rows), exact[rows], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("columns", [1, 63, 64, 127, 128, 129, 300])
