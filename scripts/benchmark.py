@@ -4,9 +4,12 @@
     python scripts/benchmark.py suite=render device=cuda render.batches=[1,8,64] render.sizes=[256] output=render.json
     python scripts/benchmark.py suite=gan seconds=60
     python scripts/benchmark.py suite=gan device=cuda gan.models=[full] gan.batches.full=[32] output=gan.json
+    python scripts/benchmark.py suite=mesh_inversion
+    python scripts/benchmark.py suite=mesh_inversion mesh_inversion.parts=[texture] mesh_inversion.sizes.texture=[4096]
 
 Suite `render`: pictures of bumpy spheres, forward and backward, by our renderer and by two plain ones; per image.
 Suite `gan`: one step of the mesh GAN's generator and one of its discriminators, and the parts of them, by presets.
+Suite `mesh_inversion`: losses, first guesses, steps, whole inversions and GLB files, each against its naive form.
 
 Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the CPU, what
 torch allocated on CUDA. Times are medians, in milliseconds; `cpu` is processor time, which (with one thread) means
@@ -18,13 +21,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks import gan, render
+from benchmarks import gan, mesh_inversion, render
 from omegaconf import DictConfig, OmegaConf
 
 from invkit.files import written_aside
 from invkit.run import main
 
-SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {"render": render.rows, "gan": gan.rows}
+SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {
+    "render": render.rows,
+    "gan": gan.rows,
+    "mesh_inversion": mesh_inversion.rows,
+}
 
 
 @main(config_name="benchmark")

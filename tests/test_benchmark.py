@@ -93,6 +93,40 @@ def test_a_part_that_is_not_there_is_named(suite):
         list(suite("gan").rows(settings("gan.parts=[wings]")))
 
 
+def test_each_part_of_the_inversion_agrees_with_its_naive_form(suite, capsys):
+    rows = list(suite("mesh_inversion").rows(settings("+quick=mesh_inversion", "seconds=0")))
+    parts = ["mask", "texture", "feature", "init", "step", "inversion", "export"]
+    assert [(row["part"], row["form"] == "ours") for row in rows] == [
+        (p, ours) for p in parts for ours in (False, True)
+    ]
+    for naive, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert naive["faster"] == 1
+        assert ours["faster"] == naive["cpu_ms"] / ours["cpu_ms"]
+        # A search of two steps may amplify rounding a little; what is random or forgotten differs by much more.
+        assert ours["value_difference"] < (1e-3 if ours["part"] == "inversion" else 1e-5), ours["part"]
+        assert ours["gradient_difference"] is None or ours["gradient_difference"] < 1e-3, ours["part"]
+    assert {row["part"] for row in rows if row["gradient_difference"] is not None} == set(parts[:3]) | {"step"}
+    assert {row["part"]: row["images"] for row in rows} == {part: 2 if part in parts[4:] else 1 for part in parts}
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_forms_are_compared_by_their_time_memory_and_results(suite):
+    naive = {"device": "cpu", "cpu_ms": 60.0, "ms": 1.0, "peak_mb": 90.0}
+    ours = {"device": "cpu", "cpu_ms": 20.0, "ms": 9.0, "peak_mb": 10.0}
+    first, second = {"values": [1.0, 2.0], "gradients": [[3.0, 4.0]]}, {"values": [1.5, 1.0], "gradients": [[3.0, 4.5]]}
+    expected = {"faster": 3.0, "smaller": 9.0, "value_difference": 1.0, "gradient_difference": 0.1}
+    mesh_inversion = suite("mesh_inversion")
+    assert mesh_inversion.compared(ours, second, naive, first) == pytest.approx(expected)
+    unmeasurable = ours | {"peak_mb": 0.0, "device": "cuda"}
+    found = mesh_inversion.compared(unmeasurable, second | {"gradients": None}, naive, first)
+    assert found == {"faster": 1 / 9, "smaller": None, "value_difference": 1.0, "gradient_difference": None}
+
+
+def test_a_part_of_the_inversion_that_is_not_there_is_named(suite):
+    with pytest.raises(ValueError, match="wings is not one of mask, texture"):
+        list(suite("mesh_inversion").rows(settings("mesh_inversion.parts=[wings]")))
+
+
 def test_medians_leave_out_the_warm_up_and_passes_are_told_apart(suite, monkeypatch):
     measurement = suite("measurement")
     now = {"wall": 0.0, "working": 0.0}
@@ -140,7 +174,7 @@ def test_the_script_writes_what_it_prints(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["render.json"]
     refused = subprocess.run([*command, "suite=weather"], capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert refused.returncode == 2
-    assert "suite=weather is not one of render, gan" in refused.stderr
+    assert "suite=weather is not one of render, gan, mesh_inversion" in refused.stderr
 
 
 def test_the_script_measures_the_gan_in_processes_of_their_own(tmp_path):
@@ -154,3 +188,17 @@ def test_the_script_measures_the_gan_in_processes_of_their_own(tmp_path):
     (row,) = json.loads(output.read_text())
     assert f"{row['cpu_ms']:.1f}" in done.stdout
     assert row["peak_mb"] > 10  # weights and optimizer alone take that
+
+
+def test_the_texture_loss_needs_a_tenth_of_the_memory_of_the_dense_form(tmp_path):
+    output = tmp_path / "texture.json"
+    given = ["suite=mesh_inversion", "mesh_inversion.parts=[texture]", "mesh_inversion.sizes.texture=[2048]"]
+    command = [sys.executable, str(ROOT / "scripts/benchmark.py"), *given, "seconds=0", f"output={output}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    dense, ours = json.loads(output.read_text())
+    assert (dense["form"], ours["form"]) == ("dense float64", "ours")
+    assert dense["peak_mb"] > 2048**2 * 8 / 2**20  # a table of all pairs at least
+    assert ours["smaller"] > 10
+    assert ours["value_difference"] < 1e-5
+    assert f"{ours['faster']:.2f}" in done.stdout
