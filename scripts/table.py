@@ -83,6 +83,8 @@ def written(settings: Mapping[str, Any]) -> list[str]:
     """Settings as Hydra's command line takes them; what a key that begins with ~ is set to does not matter."""
 
     def value(of: Any) -> str:
+        if isinstance(of, Mapping):
+            return f"{{{','.join(f'{key}:{value(inner)}' for key, inner in of.items())}}}"
         if isinstance(of, list):
             return f"[{','.join(map(value, of))}]"
         return of if isinstance(of, str) else json.dumps(of)

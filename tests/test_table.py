@@ -138,7 +138,7 @@ def no_weights(tmp_path_factory):
 
 def command(world: Path, folder: Path, *more: str) -> list[str]:
     """Two rows of the ablation at a size for a test: one needs a network, one does not."""
-    small = ["data.size=32", "inverter.renderer.size=32", "inverter.init.count=2", f"+inverter.stages=[{STAGE}]"]
+    small = ["data.size=32", "inverter.renderer.size=32", "inverter.init.count=2", f"inverter.stages=[{STAGE}]"]
     small += [f"data.root={world / 'birds'}"]
     table = composed("table", f"table={SYNTHETIC}")["table"]
     left_out = [f"rows.{row}" for row in table["rows"] if row not in ROWS]
