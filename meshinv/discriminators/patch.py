@@ -6,10 +6,20 @@ nothing in UV. It is the PatchGAN of pix2pix (Isola et al. 2017): a logit for ea
 
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from meshinv.layers import scaled_channels
+
+
+class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
+    """Torch answers in channels-first memory whatever it gets; the layers after it then convert back and forth."""
+
+    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        channels_last = features.is_contiguous(memory_format=torch.channels_last)
+        normalized = super().forward(features)
+        return normalized.contiguous(memory_format=torch.channels_last) if channels_last else normalized
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,7 +42,7 @@ class PatchDiscriminator(nn.Module):
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2)]
         for i, (before, after) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < num_layers else 1
-            layers += [nn.Conv2d(before, after, 4, stride, 1), nn.InstanceNorm2d(after), nn.LeakyReLU(0.2)]
+            layers += [nn.Conv2d(before, after, 4, stride, 1), LayoutKeepingInstanceNorm(after), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, 1, 1))
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
