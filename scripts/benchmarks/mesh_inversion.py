@@ -247,8 +247,9 @@ class Search:
         camera = viewpoints.random(images, rng).to(device)
         label = torch.zeros(images, dtype=torch.long, device=device) if self.prior.num_classes else None
         self.start = Guess(guessed, camera, label)
-        with torch.no_grad():
-            image = self.inverter.estimate(Guess(wanted, camera, label)).image
+        birds = Guess(wanted, camera, label)
+        with torch.no_grad():  # one after another, so that the peak is not reached before the work begins
+            image = Rendering.cat([self.inverter.estimate(birds[i]).image for i in range(images)])
         self.views = Views(image.rgb, image.mask, camera, label, torch.arange(images, device=device))
 
     def one_by_one(self, together: Callable[[slice], Result]) -> Work:
