@@ -27,9 +27,10 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from invkit import viewpoints
 from invkit.data.dataset import Preparation
 from invkit.data.folder import Folder, Photo, read_photo
-from invkit.evaluate import contact_sheet, render
+from invkit.evaluate import render
 from invkit.features.silhouette import MaskRCNN
 from invkit.files import written_aside
 from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
@@ -245,11 +246,18 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
         image = estimate.image.to("cpu")
         overlap = iou(image.mask, views.mask).item()
         tiles[f"{name}, IoU {overlap:.2f}"] = outlined(composite(image.rgb, image.mask), views.mask)
-    result = steps["result"]
-    sheet = contact_sheet(views.to(result.latent.device), result, inverter.renderer, TURNS).cpu()
-    sides = sheet.unflatten(2, (-1, views.rgb.shape[3])).movedim(2, 0)[-len(TURNS) :]
-    tiles |= {f"turned by {degrees:.0f} degrees": side[None] for degrees, side in zip(TURNS, sides, strict=True)}
+    for degrees, side in zip(TURNS, sides(steps["result"], inverter), strict=True):
+        tiles[f"turned by {degrees:.0f} degrees"] = side[None]
     return captioned(tiles)
+
+
+def sides(found: Estimate, inverter: Inverter) -> Float[Tensor, "K 3 H W"]:
+    """The object turned about its own up axis, on white, all of it in the picture."""
+    mesh = found.scene.centered().repeat(len(TURNS))
+    camera = viewpoints.orbit(found.camera, torch.tensor(TURNS))
+    reach = camera.project(mesh.vertices)[..., :2].abs().max()
+    image = inverter.renderer(mesh, replace(camera, scale=0.95 * camera.scale / reach))
+    return composite(image.rgb, image.mask).cpu()
 
 
 def outlined(image: Float[Tensor, "1 3 H W"], mask: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 3 T T"]:

@@ -166,6 +166,13 @@ def test_the_panel_shows_the_photograph_its_outline_and_the_crop(made, desk):
     assert (crop[128, 20:236] < 255).any(axis=1).mean() > 0.9
 
 
+def test_all_of_the_object_is_seen_from_its_other_sides(made):
+    for tile in panel(made / "wren")[6:]:
+        border = np.concatenate([tile[0], tile[-1], tile[:, 0], tile[:, -1]])
+        assert (border == 255).all()
+        assert (tile < 255).any(axis=2).mean() > 0.02
+
+
 def test_the_input_is_left_as_a_data_set(made):
     (views,) = [Folder(made / "wren" / "input", size=32)[0]]
     assert views.rgb.shape == (1, 3, 32, 32)
