@@ -50,8 +50,8 @@ class Generator(nn.Module):
         latent_dim: length of the latent and of the class embedding.
         width: factor on all channel counts, rounded to multiples of 8 (at least 8).
         texture_size: side of the texture, mesh_size times a power of two. Doublings are taken from the side of the
-            trunk: from 512 on blk3b, from 256 on blk3a exist (blk3c at 1024); at 64 blk4 works at the trunk's resolution
-            and only the output of blk5 is doubled.
+            trunk: from 512 on blk3b, from 256 on blk3a exist (blk3c at 1024); at 64 blk4 works at the resolution of the
+            trunk and only the output of blk5 is doubled.
         symmetric: the maps are even about u = 1/4 and u = 3/4, and only half of each is computed.
         mesh_size: side of the displacement map, a multiple of 8.
         clamp_variance: see `layers.BatchNorm`.
@@ -80,9 +80,7 @@ class Generator(nn.Module):
         c64, c128, c256, c512 = (scaled_channels(channels, width) for channels in (64, 128, 256, 512))
 
         def block(in_channels: int, out_channels: int) -> ConditionalBlock:
-            return ConditionalBlock(
-                in_channels, out_channels, condition_dim, wrap=wrap, clamp_variance=clamp_variance
-            )
+            return ConditionalBlock(in_channels, out_channels, condition_dim, wrap=wrap, clamp_variance=clamp_variance)
 
         doublings = sizes.index(texture_size) + 1
         self._num_doublings = doublings
