@@ -32,6 +32,7 @@ from invkit.data.dataset import Preparation
 from invkit.data.folder import Folder, Photo, read_photo
 from invkit.evaluate import render
 from invkit.features.silhouette import MaskRCNN
+from invkit.features.weights import WEIGHTS
 from invkit.files import written_aside
 from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
 from invkit.invert import Inverter, refuse_unusable
@@ -146,7 +147,10 @@ def prepared(photograph: Given, folder: Path, size: int, silhouette: Silhouette)
         try:
             mask = silhouette(rgb)
         except FileNotFoundError as error:
-            raise ValueError(f"{image} has no transparency: give mask=FILE, white on the object. ({error})") from error
+            raise ValueError(
+                f"{image} has no transparency: give mask=FILE, white on the object; or get the weights of the network "
+                f"that would find it, {WEIGHTS['mask_rcnn'].url} (python scripts/doctor.py says where they belong)"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{image}: {error}") from error
     else:
