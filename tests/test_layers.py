@@ -32,7 +32,8 @@ KIT = (
 )
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
-    {"template", "field", "published"},
+    {"template", "planes", "published"},
+    {"field"},
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},

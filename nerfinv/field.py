@@ -1,0 +1,197 @@
+"""The scene of this method: tri-planes, a small decoder, a palette (Bootstrapped Radiance Field Inversion, section 3.1).
+
+A point is looked up in three planes, the mean of what is found is decoded into a signed distance (or a raw density) and
+attributes, and the attributes into a color: by attention over a palette of colors, or directly. Density is a function
+of the distance (Eq. 1). Everything is in object units; the object lives in the box [-r, r]^3.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from invkit.batch import Batch
+from nerfinv import planes as triplanes
+
+MIN_DENSITY_PARAMETER = 1e-3
+
+
+class LaplaceDensity(nn.Module):
+    """Density of a signed distance: sigma(d) = Psi_beta(-d) / alpha (Eq. 1), Psi the Laplace distribution function.
+
+    VolSDF ties alpha to beta; here they are learned apart. beta is the width of the surface and alpha the distance in
+    which light is absorbed inside.
+    """
+
+    signed_distance = True
+
+    def __init__(self, alpha: float = 1.0, beta: float = 0.1) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.tensor([beta]))
+        self.alpha = nn.Parameter(torch.tensor([alpha]))
+
+    def forward(self, distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return self.occupancy(distance) / self.alpha
+
+    def occupancy(self, distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """Psi_beta(-d): 1 deep inside, 1/2 on the surface, 0 far outside."""
+        tail = 0.5 * torch.exp(-distance.abs() / self.beta)
+        return torch.where(distance < 0, 1 - tail, tail)
+
+    def surface(self, distance: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """The derivative of `occupancy`, exp(-|d| / beta) / (2 beta): how much of a surface there is here."""
+        return torch.exp(-distance.abs() / self.beta) / (2 * self.beta)
+
+    @torch.no_grad()
+    def keep_in_range(self) -> None:
+        """Return what an optimizer made smaller than 0.001 to it."""
+        self.alpha.clamp_(min=MIN_DENSITY_PARAMETER)
+        self.beta.clamp_(min=MIN_DENSITY_PARAMETER)
+
+
+class SoftplusDensity(nn.Module):
+    """Density of an unbounded number, softplus(v - 1), as in EG3D: for the ablation without signed distances."""
+
+    signed_distance = False
+
+    def forward(self, raw: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return F.softplus(raw - 1)
+
+    def occupancy(self, raw: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        return torch.sigmoid(raw - 1)
+
+    def surface(self, raw: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+        """p (1 - p) of the occupancy p: large where neither inside nor outside."""
+        occupancy = self.occupancy(raw)
+        return occupancy * (1 - occupancy)
+
+    def keep_in_range(self) -> None:
+        """Nothing here has a range."""
+
+
+def wide_sigmoid(value: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """Colors of unbounded numbers: a sigmoid onto [-1.002, 1.002], so that black and white are within reach."""
+    return 2.004 * torch.sigmoid(value) - 1.002
+
+
+class Decoder(Protocol):
+    """What plane features mean."""
+
+    def __call__(self, features: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+        """Signed distance (or raw density) and attributes of each point."""
+        ...
+
+    def value(self, features: Float[Tensor, "P C"]) -> Float[Tensor, "P"]:
+        """The first of these alone."""
+        ...
+
+
+class ViewHead(Protocol):
+    """How attributes look from a direction."""
+
+    def embed(self, directions: Float[Tensor, "N 3"]) -> Float[Tensor, "N E"]: ...
+
+    def __call__(self, embedding: Float[Tensor, "P E"], attributes: Float[Tensor, "P E"]) -> Float[Tensor, "P A"]: ...
+
+
+@dataclass(frozen=True)
+class RadianceField(Batch):
+    """Scenes of a batch; the decoder and the density are the same for all of them.
+
+    Args:
+        planes: features over the planes xy, xz and yz: the first coordinate along columns, the second along rows.
+        palette: K colors in [-1.002, 1.002] that attributes choose from; None: attributes are colors themselves.
+        half_side: r of the box [-r, r]^3, outside of which there is nothing.
+    """
+
+    planes: Float[Tensor, "B 3 C R R"]
+    palette: Float[Tensor, "B K 3"] | None
+    decoder: Decoder
+    density: LaplaceDensity | SoftplusDensity
+    half_side: float
+    view_head: ViewHead | None = None
+
+    def centered(self) -> "RadianceField":
+        """The scenes themselves: the middle of the box is the origin."""
+        return self
+
+    def with_palette(self, palette: Float[Tensor, "B K 3"]) -> "RadianceField":
+        """The same shapes and regions in other colors."""
+        return replace(self, palette=palette)
+
+    def table(self) -> Float[Tensor, "V C"]:
+        """The planes as `features` reads them; made once for many calls."""
+        return triplanes.table_of(self.planes)
+
+    def features(
+        self, table: Float[Tensor, "V C"], points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]
+    ) -> Float[Tensor, "P C"]:
+        """What the planes hold at points of the images named; the mean over the three planes."""
+        weight, corners = triplanes.locate(points / self.half_side, image, self.planes.shape[-1])
+        return triplanes.lookup(table, weight, corners)
+
+    def inside(self, points: Float[Tensor, "*P 3"]) -> Bool[Tensor, "*P"]:
+        """Whether points lie in the box."""
+        return (points.detach().abs() <= self.half_side).all(dim=-1)
+
+    def _features(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "P C"]:
+        images, count, _ = points.shape
+        image = torch.arange(images, device=points.device).repeat_interleave(count)
+        return self.features(self.table(), points.flatten(0, 1), image)
+
+    def value(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
+        """Signed distance to the surface, negative inside (or the raw density); differentiable any number of times."""
+        return self.decoder.value(self._features(points)).view(points.shape[:2])
+
+    def sigma(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
+        """Density per object unit; 0 outside the box."""
+        return self.density(self.value(points)) * self.inside(points)
+
+    def normals(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
+        """Unit gradient of the signed distance, without gradient itself."""
+        with torch.enable_grad():
+            free = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.value(free).sum(), free)
+        return F.normalize(gradient, dim=-1)
+
+    def attributes(
+        self, points: Float[Tensor, "B N 3"], directions: Float[Tensor, "B N 3"] | None = None
+    ) -> Float[Tensor, "B N A"]:
+        """What colors are made of.
+
+        Raises:
+            ValueError: colors depend on the view and no directions are given.
+        """
+        _, found = self.decoder(self._features(points))
+        if self.view_head is not None:
+            if directions is None:
+                raise ValueError("colors of this field depend on the viewing direction: give directions")
+            found = self.view_head(self.view_head.embed(directions.flatten(0, 1)), found)
+        return found.view(*points.shape[:2], -1)
+
+    def shares(
+        self, points: Float[Tensor, "B N 3"], directions: Float[Tensor, "B N 3"] | None = None
+    ) -> Float[Tensor, "B N K"]:
+        """How much of each palette color the points have; they sum to 1.
+
+        Raises:
+            ValueError: the field has no palette.
+        """
+        if self.palette is None:
+            raise ValueError("this field has no palette, so there are no shares of its colors")
+        return self.attributes(points, directions).softmax(dim=-1)
+
+    def color(
+        self, points: Float[Tensor, "B N 3"], directions: Float[Tensor, "B N 3"] | None = None
+    ) -> Float[Tensor, "B N 3"]:
+        """Colors in [-1.002, 1.002].
+
+        Args:
+            directions: unit, from the camera to the points; for fields whose colors depend on the view.
+        """
+        if self.palette is None:
+            return wide_sigmoid(self.attributes(points, directions))
+        return self.shares(points, directions) @ self.palette
