@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from invkit.evaluate import render
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, write_obj
@@ -37,15 +36,16 @@ def export(cfg: DictConfig) -> None:
                 run.log.message(f"{name}: nothing to export: {record.status}")
                 continue
             path = run.dir / store.path(name).stem
+            found = record.found.to(run.device)
             with torch.no_grad():
-                estimate = render(record.found.to(run.device), prior, renderer)
-            (model,) = models(estimate.scene)
+                mesh = prior.decode(found.latent, found.label)
+            (model,) = models(mesh)
             if cfg.glb:
                 write_glb(beside(path, ".glb"), model)
             if cfg.obj:
                 write_obj(beside(path, ".obj"), model)
             if cfg.turntable:
-                frames = turntable(estimate.scene, estimate.camera, renderer, cfg.turntable)
+                frames = turntable(mesh, found.camera, renderer, cfg.turntable)
                 write_gif(beside(path, ".gif"), frames)
                 if cfg.mp4:
                     write_mp4(beside(path, ".mp4"), frames)

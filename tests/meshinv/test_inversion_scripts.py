@@ -18,6 +18,7 @@ from invkit import checkpoint
 from invkit.data.synthetic import write_birds
 from invkit.records import OK, RecordStore
 from meshinv.generator import Generator
+from meshinv.renderers.reference import MeshRenderer
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,17 @@ def test_records_become_files(run, inverted, capsys):
     assert sum(len(part.faces) for part in scene.geometry.values()) == 960
     told = capsys.readouterr()
     assert "nothing to export" in told.out + told.err
+
+
+def test_only_a_turntable_is_rendered(run, inverted, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a picture was rendered")
+
+    monkeypatch.setattr(MeshRenderer, "__call__", refuse)
+    run("export", f"inversion={inverted}", f"run.dir={tmp_path}", "obj=true")
+    assert len(sorted(tmp_path.glob("*.glb"))) == len(sorted(tmp_path.glob("*.obj"))) == 2
+    with pytest.raises(AssertionError, match="rendered"):
+        run("export", f"inversion={inverted}", f"run.dir={tmp_path}", "turntable=2")
 
 
 def test_another_export_goes_to_the_same_folder(run, inverted):
