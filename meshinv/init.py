@@ -22,8 +22,6 @@ class BestOfN:
     Args:
         count: latents tried for each image.
         batch_size: guesses decoded and rendered at once, all images together.
-        turns: for photographs whose camera is unknown: the latents take turns in this many evenly spaced azimuths,
-            from the given camera on.
         classes: those tried where an image's is unknown, such as those the prior was trained on; None is all it has.
     """
 
@@ -33,15 +31,13 @@ class BestOfN:
         *,
         batch_size: int = 50,
         seed: int = 1234,
-        turns: int = 1,
         classes: Sequence[int] | None = None,
     ) -> None:
-        if min(count, batch_size, turns) < 1:
-            raise ValueError(f"count, batch_size and turns must be at least 1; got {count}, {batch_size}, {turns}")
+        if min(count, batch_size) < 1:
+            raise ValueError(f"count and batch_size must be at least 1; got {count} and {batch_size}")
         if classes is not None and not len(classes):
             raise ValueError("classes must name at least one class, or be left out")
-        self.count, self.batch_size, self.seed, self.turns = count, batch_size, seed, turns
-        self.classes = classes
+        self.count, self.batch_size, self.seed, self.classes = count, batch_size, seed, classes
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
@@ -62,17 +58,14 @@ class BestOfN:
             candidate = tried.repeat(images)
             guess = Guess(
                 latents[candidate],
-                self._turned(views.camera.repeat(len(tried)), candidate),
+                views.camera.repeat(len(tried)),
                 _labels(prior, views.repeat(len(tried)), classes[candidate]),
             )
             values = score(guess).view(images, len(tried)).to(best)
             least, position = torch.where(values.isnan(), torch.inf, values).min(dim=1)
             winner = torch.where(least < best, tried[position], winner)
             best = torch.minimum(best, least)
-        return Guess(latents[winner], self._turned(views.camera, winner), _labels(prior, views, classes[winner]))
-
-    def _turned(self, camera: Camera, candidate: Tensor) -> Camera:
-        return camera if self.turns == 1 else viewpoints.turned(camera, candidate % self.turns * (360 / self.turns))
+        return Guess(latents[winner], views.camera, _labels(prior, views, classes[winner]))
 
 
 def offered_classes(prior: Prior, views: Views, classes: Sequence[int] | None) -> Int[Tensor, "N"]:

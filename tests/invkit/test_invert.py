@@ -11,7 +11,6 @@ from invkit.losses.latent import gaussian_prior
 from invkit.objective import Objective, WeightedTerm
 from invkit.records import DIVERGED, INVISIBLE, OK
 from invkit.types import Estimate, Guess, Views
-from invkit.viewpoints import turned
 from meshinv.init import BestOfN
 from tests.invkit.toy_scene import DiscPrior, DiscRenderer, cameras, colors, masks, photograph
 
@@ -215,23 +214,6 @@ def test_only_the_classes_named_are_tried():
     assert torch.equal(known.label, views.label)  # a known class is not up for choice
     with pytest.raises(ValueError, match=r"classes \[0, 3\]: the prior has classes 0 to 2"):
         BestOfN(4, classes=[0, 3])(prior, blind, inverter(prior).score(blind))
-
-
-def test_an_unknown_azimuth_is_searched():
-    prior, views, _ = scene(3)
-    start = views.camera
-    wrong = replace(views, camera=turned(start, torch.tensor([0.0, 90.0, 180.0])))
-
-    def score(guess: Guess) -> torch.Tensor:
-        """How far each guess is from the true rotations; the latent does not matter."""
-        true = start.quat.repeat_interleave(len(guess) // 3, dim=0)
-        return rotation.angle(guess.camera.quat, true)
-
-    guess = BestOfN(9, turns=4)(prior, wrong, score)
-    torch.testing.assert_close(rotation.angle(guess.camera.quat, start.quat), torch.zeros(3), rtol=0, atol=1e-3)
-    latents = prior.sample(9, torch.Generator().manual_seed(1234))
-    assert torch.equal(guess.latent, latents[[0, 3, 2]])
-    torch.testing.assert_close(guess.camera.shift, start.shift)
 
 
 def test_a_class_the_prior_does_not_have_is_refused():
