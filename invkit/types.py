@@ -38,14 +38,15 @@ class Views(Batch):
 
 @dataclass(frozen=True)
 class Rendering(Batch):
-    """A picture of a scene. Where nothing is hit, `rgb` and `mask` are 0 (mid grey in [-1, 1]).
+    """A picture of a scene. Where nothing is hit, `mask` is 0 and `rgb` the background: mid grey, 0, unless said.
 
     Args:
         mask: hard silhouette of a mesh, or accumulated opacity of a field.
         soft_mask: silhouette that grades off outside the outline and so has a gradient everywhere (meshes).
         depth: scaled depth s Z of `Camera.project`, larger is farther; 0 where nothing is hit.
-        normals: unit, camera axes.
-        coords: the object-frame position seen at each pixel (the canonical map).
+        normals: camera axes; unit, or of a field the average of unit ones, weighted by opacity.
+        coords: the object-frame position seen at each pixel (the canonical map); of a field weighted by opacity.
+        shares: how much of each color of the palette is seen at each pixel; they sum to `mask` (fields).
         face: index of the triangle seen, -1 where nothing is hit (meshes).
     """
 
@@ -55,6 +56,7 @@ class Rendering(Batch):
     depth: Float[Tensor, "B 1 H W"] | None = None
     normals: Float[Tensor, "B 3 H W"] | None = None
     coords: Float[Tensor, "B 3 H W"] | None = None
+    shares: Float[Tensor, "B K H W"] | None = None
     face: Int[Tensor, "B 1 H W"] | None = None
 
 

@@ -1,4 +1,4 @@
-"""The scene of this method: tri-planes, a small decoder, a palette (Bootstrapped Radiance Field Inversion, section 3.1).
+"""The scene of this method: tri-planes, a small decoder and a palette (Bootstrapped Radiance Field Inversion, 3.1).
 
 A point is looked up in three planes, the mean of what is found is decoded into a signed distance (or a raw density) and
 attributes, and the attributes into a color: by attention over a palette of colors, or directly. Density is a function

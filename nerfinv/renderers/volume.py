@@ -1,0 +1,260 @@
+"""Pictures of radiance fields by volume rendering, without decoding what cannot be seen.
+
+The values are those of `plain.PlainRenderer`: coarse samples along every ray, fine ones where these found something,
+all of them composited together. What is saved changes nothing that can be told:
+
+1. Rays that miss the box are not sampled.
+2. Where the samples lie and how much each adds to its pixel is found first, without gradient, from the density alone:
+   no colors, no graph. Behind full opacity not even that is decoded.
+3. Only samples that add something to their pixel are decoded in full and with gradient. For a sample before or behind
+   the surface the gradient vanishes with its weight: the density falls off exponentially there (d sigma / d distance
+   is -sigma / beta), and so does the light that comes through.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from invkit import rotation
+from invkit.camera import Camera
+from invkit.types import Rendering
+from nerfinv.field import RadianceField, wide_sigmoid
+from nerfinv.renderers.rays import Bundle, bundle, important, stratified, weights_of
+
+OPAQUE = 1e-8
+"""Light that still comes through, below which nothing behind is looked at."""
+
+BLOCKS = 4
+"""Parts of the coarse samples that are decoded one after another, front to back."""
+
+AT_ONCE = 32768
+"""Points decoded at once without gradient: few enough for the cache of a CPU, enough to keep a GPU busy."""
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of some rays, near to far, and those of them that are decoded in full.
+
+    Args:
+        sigma: densities, without gradient.
+        ray, number: which samples those are, ray by ray.
+    """
+
+    t: Float[Tensor, "N S"]
+    sigma: Float[Tensor, "N S"]
+    ray: Int[Tensor, "P"]
+    number: Int[Tensor, "P"]
+
+
+class VolumeRenderer:
+    """Pictures of radiance fields, differentiable in field and camera.
+
+    Extras: "depth", "normals" (both without gradient), "coords" (the canonical map: composited positions, not divided
+    by the mask), "shares" (composited shares of the palette).
+
+    Args:
+        size: pixels along a side.
+        coarse: samples of each ray, evenly spread over the part of it that lies in the box.
+        fine: samples placed where the coarse ones found something; 0 is none.
+        background: what is behind: 0 mid grey, 1 white.
+        offset: where in its cell a pixel lies: 0.5 its center; 0 its upper left corner, as in the released code.
+        random: draw the samples' places, as training and the released code do; otherwise the middle is taken.
+        dropped: most that the samples left out may add to a pixel together.
+        max_points: samples of the rays that are rendered at once; bounds the memory and changes nothing else.
+        checkpointing: decode again in the backward pass instead of keeping the graph: less memory, more time.
+    """
+
+    def __init__(
+        self,
+        size: int = 128,
+        *,
+        coarse: int = 64,
+        fine: int = 64,
+        background: float = 0.0,
+        offset: float = 0.5,
+        random: bool = False,
+        dropped: float = 1e-5,
+        max_points: int = 2**21,
+        checkpointing: bool = False,
+    ) -> None:
+        if size < 1 or coarse < 4 or fine < 0:
+            raise ValueError(f"size={size} must be positive, coarse={coarse} at least 4 and fine={fine} at least 0")
+        self.size, self.coarse, self.fine = size, coarse, fine
+        self.background, self.offset, self.random = background, offset, random
+        self.dropped, self.max_points, self.checkpointing = dropped, max_points, checkpointing
+
+    def __call__(self, scene: RadianceField, camera: Camera, *, extras: frozenset[str] = frozenset()) -> Rendering:
+        """The pictures; where nothing is hit, `mask` and the extras are 0.
+
+        Raises:
+            ValueError: `extras` asks for shares of a palette and the field has none.
+        """
+        if "shares" in extras and scene.palette is None:
+            raise ValueError("this field has no palette, so there are no shares of its colors to render")
+        rays, hit = bundle(camera, self.size, scene.half_side, self.offset)
+        chosen = hit.nonzero().squeeze(1)
+        table = scene.table()
+        at_once = max(self.max_points // (self.coarse + self.fine), 1)
+        parts = [
+            self._pixels(scene, table, camera, rays[rows], rows // self.size**2, extras)
+            for rows in chosen.split(at_once)
+        ]
+        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
+        image = {name: self._image(len(camera), chosen, values) for name, values in found.items()}
+        if not parts:
+            image = self._nothing(scene, camera, extras)
+        return Rendering(**{**image, "rgb": image["rgb"] + self.background * (1 - image["mask"])})
+
+    def _image(self, count: int, pixels: Int[Tensor, "N"], values: Float[Tensor, "N C"]) -> Float[Tensor, "B C H W"]:
+        flat = values.new_zeros(count * self.size**2, values.shape[1]).index_copy(0, pixels, values)
+        return flat.view(count, self.size, self.size, -1).permute(0, 3, 1, 2)
+
+    def _nothing(self, scene: RadianceField, camera: Camera, extras: frozenset[str]) -> dict[str, Tensor]:
+        """Empty pictures that belong to the graph, so that a loss of theirs has a gradient, which is 0."""
+        nothing = 0 * (scene.planes.sum() + camera.scale.sum())
+        channels = {"rgb": 3, "mask": 1, "depth": 1, "normals": 3, "coords": 3}
+        if scene.palette is not None:
+            channels["shares"] = scene.palette.shape[1]
+        return {
+            name: nothing.expand(len(camera), count, self.size, self.size)
+            for name, count in channels.items()
+            if name in extras | {"rgb", "mask"}
+        }
+
+    def _pixels(
+        self,
+        scene: RadianceField,
+        table: Float[Tensor, "V C"],
+        camera: Camera,
+        rays: Bundle,
+        image: Int[Tensor, "N"],
+        extras: frozenset[str],
+    ) -> dict[str, Tensor]:
+        """Colors (without background), opacity and extras of some rays, [N, C] each."""
+        with torch.no_grad():
+            samples = self._sampled(scene, table, rays, image)
+        decode = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else self._decoded
+        sigma, look = decode(scene, table, rays, samples, image)
+        weights, _ = weights_of(samples.sigma.index_put((samples.ray, samples.number), sigma), samples.t)
+        weight = weights[samples.ray, samples.number][:, None]
+
+        def composited(values: Float[Tensor, "P C"], weight: Float[Tensor, "P 1"] = weight) -> Float[Tensor, "N C"]:
+            return values.new_zeros(len(rays), values.shape[1]).index_add(0, samples.ray, weight * values)
+
+        color = composited(look)
+        found = {"mask": weights.sum(dim=1, keepdim=True)}
+        if scene.palette is None:
+            found["rgb"] = color
+        else:
+            # Compositing and the palette are both linear, so the palette comes last: once a pixel.
+            found["rgb"] = torch.einsum("nk,nkc->nc", color, scene.palette[image])
+            if "shares" in extras:
+                found["shares"] = color
+        if "depth" in extras:
+            found["depth"] = (weights.detach() * samples.t).sum(dim=1, keepdim=True) * rays.depth_scale[:, None]
+        if "coords" in extras:
+            found["coords"] = composited(_at(rays, samples))
+        if "normals" in extras:
+            normals = self._normals(scene, table.detach(), _at(rays, samples).detach(), image[samples.ray])
+            seen = composited(normals, weight.detach())
+            found["normals"] = rotation.rotate(camera.quat[image].detach(), seen[:, None]).squeeze(1)
+        return found
+
+    def _sampled(
+        self, scene: RadianceField, table: Float[Tensor, "V C"], rays: Bundle, image: Int[Tensor, "N"]
+    ) -> _Samples:
+        """Where samples lie, their densities, and which of them are seen."""
+        t = stratified(rays.near, rays.far, self.coarse, self.random)
+        sigma = torch.zeros_like(t)
+        light = torch.ones_like(t[:, 0])
+        for block in torch.arange(self.coarse, device=t.device).tensor_split(BLOCKS):
+            lit = (light > OPAQUE).nonzero().squeeze(1)
+            ray, number = (part.flatten() for part in torch.meshgrid(lit, block, indexing="ij"))
+            sigma[ray, number] = self._densities(scene, table, rays, image, ray, t[ray, number])
+            _, transmittance = weights_of(sigma, t)
+            light = transmittance[:, min(int(block[-1]) + 1, self.coarse - 1)]
+        if self.fine:
+            weights, transmittance = weights_of(sigma, t)
+            more = important(t, weights, self.fine, self.random)
+            before = (torch.searchsorted(t, more) - 1).clamp(min=0)
+            ray, number = (transmittance.gather(1, before) > OPAQUE).nonzero(as_tuple=True)
+            extra = torch.zeros_like(more)
+            extra[ray, number] = self._densities(scene, table, rays, image, ray, more[ray, number])
+            t, order = torch.cat([t, more], dim=1).sort(dim=1)
+            sigma = torch.cat([sigma, extra], dim=1).gather(1, order)
+        weights, _ = weights_of(sigma, t)
+        seen = weights > self.dropped / t.shape[1]
+        return _Samples(t, sigma, *seen.nonzero(as_tuple=True))
+
+    def _densities(
+        self,
+        scene: RadianceField,
+        table: Float[Tensor, "V C"],
+        rays: Bundle,
+        image: Int[Tensor, "N"],
+        ray: Int[Tensor, "P"],
+        t: Float[Tensor, "P"],
+    ) -> Float[Tensor, "P"]:
+        """Densities at distances along rays; 0 outside the box."""
+        found = [t.new_zeros(0)]
+        for which, place in zip(ray.split(AT_ONCE), t.split(AT_ONCE), strict=True):
+            points = rays.origins[which] + rays.directions[which] * place[:, None]
+            value = scene.decoder.value(scene.features(table, points, image[which]))
+            found.append(scene.density(value) * scene.inside(points))
+        return torch.cat(found)
+
+    def _decoded(
+        self,
+        scene: RadianceField,
+        table: Float[Tensor, "V C"],
+        rays: Bundle,
+        samples: _Samples,
+        image: Int[Tensor, "N"],
+    ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+        """Density of the samples that are seen, and their shares of the palette, or colors where there is none."""
+        points = _at(rays, samples)
+        value, look = scene.decoder(scene.features(table, points, image[samples.ray]))
+        if scene.view_head is not None:
+            look = scene.view_head(scene.view_head.embed(rays.directions)[samples.ray], look)
+        sigma = scene.density(value) * scene.inside(points)
+        return sigma, wide_sigmoid(look) if scene.palette is None else look.softmax(dim=-1)
+
+    def _checkpointed(
+        self,
+        scene: RadianceField,
+        table: Float[Tensor, "V C"],
+        rays: Bundle,
+        samples: _Samples,
+        image: Int[Tensor, "N"],
+    ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+        """`_decoded` in parts of `AT_ONCE` samples, each decoded again when its gradient is due."""
+        parts = [
+            checkpoint(
+                self._decoded, scene, table, rays, replace(samples, ray=ray, number=number), image, use_reentrant=False
+            )
+            for ray, number in zip(samples.ray.split(AT_ONCE), samples.number.split(AT_ONCE), strict=True)
+        ]
+        sigma, look = zip(*parts, strict=True)
+        return torch.cat(sigma), torch.cat(look)
+
+    def _normals(
+        self, scene: RadianceField, table: Float[Tensor, "V C"], points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]
+    ) -> Float[Tensor, "P 3"]:
+        """Unit gradients of the signed distance, object axes."""
+        found = [points.new_zeros(0, 3)]
+        for part, which in zip(points.split(AT_ONCE), image.split(AT_ONCE), strict=True):
+            with torch.enable_grad():
+                free = part.detach().requires_grad_()
+                value = scene.decoder.value(scene.features(table, free, which))
+                (gradient,) = torch.autograd.grad(value.sum(), free)
+            found.append(torch.nn.functional.normalize(gradient, dim=-1))
+        return torch.cat(found)
+
+
+def _at(rays: Bundle, samples: _Samples) -> Float[Tensor, "P 3"]:
+    """Where the samples that are seen lie; with gradient to the rays."""
+    t = samples.t[samples.ray, samples.number]
+    return rays.origins[samples.ray] + rays.directions[samples.ray] * t[:, None]
