@@ -8,6 +8,10 @@ For each photograph, in runs/reconstruct/<its name>: <its name>.glb, panel.png, 
 network saw, result.json, and input/, a data set of this one photograph. The records lie in runs/reconstruct/records, so
 scripts/export.py makes turntables of them (inversion=runs/reconstruct). A photograph that cannot be used is told of in
 result.json and stops no other; the exit status is 2 if none could be used.
+
+In result.json, `camera` is [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph, as camera=... takes it: a point p
+of the object, (x, -z, y) of a vertex of the GLB, is seen at s (R(q) p)_xy + t, x right, y down, from the corner of the
+upright photograph. `camera_of_crop` is the same for the square that was searched, which runs from -1 to 1.
 """
 
 import copy
@@ -28,7 +32,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from invkit import viewpoints
-from invkit.data.dataset import Preparation
+from invkit.camera import Camera
+from invkit.data.dataset import Preparation, from_square
 from invkit.data.folder import Folder, Photo, read_photo
 from invkit.evaluate import render
 from invkit.features.silhouette import MaskRCNN
@@ -204,12 +209,22 @@ def reconstructed(
         "iou_after": trace.iou[0, -1].item(),
         "label": None if estimate.label is None else estimate.label.item(),
         "label_given": photograph.label is not None,
-        "camera": estimate.camera.to_cmr()[0].tolist(),  # of the crop, in NDC
+        "camera": in_photograph(estimate.camera, folder / "input"),
+        "camera_of_crop": estimate.camera.to_cmr()[0].tolist(),
         "camera_given": photograph.camera is not None,
         "objective": {name: finite_or_none(values[0, -1].item()) for name, values in trace.terms.items()},
         "seconds": seconds,
         "mesh": str(mesh),
     }
+
+
+def in_photograph(camera: Camera, folder: Path) -> list[float]:
+    """A camera of the crop as [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph.
+
+    Args:
+        folder: the data set of the photograph.
+    """
+    return from_square(camera.to("cpu", dtype=torch.float64), Folder(folder).square(0)).to_cmr()[0].tolist()
 
 
 def finite_or_none(value: float) -> float | None:

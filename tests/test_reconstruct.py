@@ -14,8 +14,10 @@ import torch
 import trimesh
 from hydra import compose, initialize_config_dir
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from invkit import checkpoint, rotation
+from invkit.camera import Camera
 from invkit.data.folder import Folder
 from invkit.records import OK, RecordStore
 from meshinv.generator import Generator
@@ -124,14 +126,34 @@ def test_a_photograph_becomes_a_mesh_a_panel_a_record_and_numbers(made):
     assert result["label"] in (0, 1)
     assert not result["label_given"]
     assert not result["camera_given"]
-    assert len(result["camera"]) == 7
     assert set(result["objective"]) == {"mask", "texture", "prior"}
     assert result["seconds"] > 0
     assert trimesh.load(result["mesh"], force="mesh").faces.shape == (960, 3)
     assert json.loads((made / "result.json").read_text())["images"]["wren"] == result
     record = RecordStore(made / "records").read("wren")
-    assert record.found.camera.to_cmr()[0].tolist() == result["camera"]
+    assert record.found.camera.to_cmr()[0].tolist() == result["camera_of_crop"]
     assert record.trace.iou[0, -1].item() == pytest.approx(result["iou_after"])
+
+
+def test_the_camera_shows_the_vertices_of_the_file_where_they_are_in_the_photograph(made):
+    result = json.loads((made / "wren" / "result.json").read_text())
+    x, z, minus_y = trimesh.load(result["mesh"], force="mesh").vertices.T
+    points = np.stack([x, -minus_y, z], axis=1)
+    scale, *shift = result["camera"][:3]
+    seen = scale * Rotation.from_quat(np.roll(result["camera"][3:], -1)).apply(points)[:, :2] + shift
+    of_crop = Camera.from_cmr(torch.tensor([result["camera_of_crop"]], dtype=torch.float64))
+    in_crop = of_crop.project(torch.from_numpy(points)[None])[0, :, :2].numpy()
+    assert np.ptp(seen, axis=0).min() > 5
+    # The box is x 21 to 59, y 11 to 33; CMR's square around it, padded by a twentieth, has 43 pixels from 19, 1 on.
+    np.testing.assert_allclose(seen, [19, 1] + 43 * (in_crop + 1) / 2, rtol=0, atol=1e-3)
+
+
+def test_a_found_camera_can_be_given(desk, run, made, tmp_path):
+    result = json.loads((made / "wren" / "result.json").read_text())
+    camera = ",".join(map(str, result["camera"]))
+    run(tmp_path, f"image={desk.cut_out}", f"camera=[{camera}]", "label=1")
+    start = RecordStore(tmp_path / "records").read("wren").trace.start.camera
+    torch.testing.assert_close(start.to_cmr()[0], torch.tensor(result["camera_of_crop"]), rtol=0, atol=1e-5)
 
 
 def test_without_a_camera_the_search_begins_on_some_side_and_takes_a_trial(made):

@@ -174,3 +174,11 @@ def to_square(camera: Camera, square: Box) -> Camera:
     half = (right - left + 1) / 2
     corner = camera.shift.new_tensor([left, top])
     return replace(camera, scale=camera.scale / half, shift=(camera.shift - corner) / half - 1)
+
+
+def from_square(camera: Camera, square: Box) -> Camera:
+    """`to_square` undone: a weak-perspective camera in NDC of a square, in pixels of the photograph."""
+    left, top, right, _ = square
+    half = (right - left + 1) / 2
+    corner = camera.shift.new_tensor([left, top])
+    return replace(camera, scale=camera.scale * half, shift=(camera.shift + 1) * half + corner)

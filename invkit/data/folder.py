@@ -33,7 +33,7 @@ from torch import Tensor
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, Preparation, subset, to_square
-from invkit.images import composite, read_image, read_rgba
+from invkit.images import Box, composite, read_image, read_rgba
 from invkit.types import Views
 
 MANIFESTS = ("manifest.json", "manifest.csv")
@@ -100,6 +100,15 @@ class Folder(ImageSet):
         label = None if photo.label is None else torch.tensor([photo.label])
         views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]))
         return views.to("cpu", dtype=torch.float32)
+
+    def square(self, index: int) -> Box:
+        """What is cut out of a photograph: left, top, right, bottom in pixels, inclusive; it may reach outside.
+
+        Raises:
+            FileNotFoundError, ValueError: see `read_photo`.
+        """
+        _, mask = read_photo(self.photos[self._position(index)])
+        return self.preparation.square(_tight_box(mask), *mask.shape[1:])
 
     def annotated(self) -> ImageSet:
         """The photographs whose manifest gives a camera."""
