@@ -24,7 +24,7 @@ from invkit.types import Rendering
 from nerfinv.field import RadianceField, wide_sigmoid
 from nerfinv.renderers.rays import Bundle, bundle, important, stratified, weights_of
 
-OPAQUE = 1e-8
+OPAQUE = 1e-6
 """Light that still comes through, below which nothing behind is looked at."""
 
 BLOCKS = 4
@@ -76,7 +76,7 @@ class VolumeRenderer:
         background: float = 0.0,
         offset: float = 0.5,
         random: bool = False,
-        dropped: float = 1e-5,
+        dropped: float = 2e-5,
         max_points: int = 2**21,
         checkpointing: bool = False,
     ) -> None:
@@ -186,7 +186,9 @@ class VolumeRenderer:
             t, order = torch.cat([t, more], dim=1).sort(dim=1)
             sigma = torch.cat([sigma, extra], dim=1).gather(1, order)
         weights, _ = weights_of(sigma, t)
-        seen = weights > self.dropped / t.shape[1]
+        ascending, order = weights.sort(dim=1)
+        seen = torch.zeros_like(weights, dtype=torch.bool)
+        seen.scatter_(1, order, ascending.cumsum(dim=1) > self.dropped)
         return _Samples(t, sigma, *seen.nonzero(as_tuple=True))
 
     def _densities(
