@@ -100,17 +100,57 @@ def resample_filter() -> Float[Tensor, "4 4"]:
 
 def smooth(maps: Float[Tensor, "B C H W"], taps: Float[Tensor, "4 4"], padding: int) -> Float[Tensor, "B C P Q"]:
     """Every channel filtered, zeros around it: the side grows by 2 * padding - 3."""
-    return F.conv2d(maps, _each(taps, maps), padding=padding, groups=maps.shape[1])
+    return _Smooth.apply(maps, taps, padding)
 
 
 def up2(maps: Float[Tensor, "B C H W"], taps: Float[Tensor, "4 4"]) -> Float[Tensor, "B C P Q"]:
     """Twice the size."""
-    return F.conv_transpose2d(maps, _each(taps * 4, maps), stride=2, padding=1, groups=maps.shape[1])
+    return _Spread.apply(maps, taps * 4)
 
 
 def down2(maps: Float[Tensor, "B C H W"], taps: Float[Tensor, "4 4"]) -> Float[Tensor, "B C P Q"]:
     """Half the size."""
-    return F.conv2d(maps, _each(taps, maps), stride=2, padding=1, groups=maps.shape[1])
+    return _Gather.apply(maps, taps)
+
+
+class _Smooth(torch.autograd.Function):
+    """As an operation of its own: what is differentiated twice as a convolution gets a gradient for the filter too, a
+    convolution for every channel alone, and nobody asks for it. The filter is symmetric, so its transpose is itself."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, maps: Tensor, taps: Tensor, padding: int) -> Tensor:
+        ctx.taps, ctx.padding = taps, padding
+        return F.conv2d(maps, _each(taps, maps), padding=padding, groups=maps.shape[1])
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Smooth.apply(grad, ctx.taps, 3 - ctx.padding), None, None
+
+
+class _Spread(torch.autograd.Function):
+    """Zeros between the pixels, then the filter."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, maps: Tensor, taps: Tensor) -> Tensor:
+        ctx.taps = taps
+        return F.conv_transpose2d(maps, _each(taps, maps), stride=2, padding=1, groups=maps.shape[1])
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(grad, ctx.taps), None
+
+
+class _Gather(torch.autograd.Function):
+    """The filter at every other pixel: the transpose of `_Spread`."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, maps: Tensor, taps: Tensor) -> Tensor:
+        ctx.taps = taps
+        return F.conv2d(maps, _each(taps, maps), stride=2, padding=1, groups=maps.shape[1])
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _Spread.apply(grad, ctx.taps), None
 
 
 def conv_up(
@@ -140,4 +180,4 @@ def channels_last(maps: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
 
 
 def _each(taps: Tensor, maps: Tensor) -> Tensor:
-    return taps.expand(maps.shape[1], 1, 4, 4)
+    return taps.to(maps.dtype).expand(maps.shape[1], 1, 4, 4)
