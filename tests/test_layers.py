@@ -39,7 +39,7 @@ METHOD = (
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
     {"prior"},
     {"init", "pseudo_truth"},
-    {"task", "tasks", "export", "solid", "compat"},
+    {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
 ONE_FILE_EACH = ("kaolin", "cv2", "wandb")
 SAY_NOTHING = {"utils", "helpers", "common", "misc", "base", "core", "manager", "wrapper"}
