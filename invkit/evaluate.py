@@ -56,11 +56,11 @@ def measure(
     annotated = dataset.annotated()
     gone = set(store.missing(dataset.names))
     here = dist.share([index for index in range(len(dataset)) if index not in gone])
-    alike: dict[tuple[Viewpoints, bool], dict[str, Measurement]] = {}
+    alike: dict[tuple[Viewpoints, bool, int | None], dict[str, Measurement]] = {}
     for name, protocol in protocols.items():
-        group = alike.setdefault((protocol.viewpoints, protocol.first_guess), {})
+        group = alike.setdefault((protocol.viewpoints, protocol.first_guess, protocol.steps), {})
         group[name] = Measurement(protocol, resources, dataset)
-    for (looking, first_guess), group in alike.items():
+    for group in alike.values():
         for measurement in group.values():
             measurement.prepare()
         wanted = [measurement for measurement in group.values() if measurement]
@@ -70,7 +70,7 @@ def measure(
             found = [(index, record) for index, record in records if record.found is not None]
             if found:
                 batch = _Batch(found, dataset, annotated, resources, device)
-                _look(batch, looking, first_guess, prior, renderer, wanted)
+                _look(batch, prior, renderer, wanted)
         for name, measurement in group.items():
             yield name, measurement.result()
 
@@ -174,10 +174,9 @@ class _Batch:
         self.resources, self.device = resources, device
         self._known: dict[int, _Partners] = {}
 
-    def guess(self, places: Sequence[int], first: bool) -> Guess:
-        """The results of the search, or where it began."""
-        records = [self.records[place] for place in places]
-        return Guess.cat([record.trace.start if first else record.found for record in records]).to(self.device)
+    def guess(self, places: Sequence[int], protocol: EvaluationProtocol) -> Guess:
+        """What the protocol measures of the records."""
+        return Guess.cat([protocol.chosen(self.records[place]) for place in places]).to(self.device)
 
     def photographs(self, annotated: bool) -> _Partners:
         """The photographs, with the masks and cameras that were given to the search or with the annotated ones."""
@@ -205,15 +204,9 @@ class _Batch:
 
 
 @torch.no_grad()
-def _look(
-    batch: _Batch,
-    looking: Viewpoints,
-    first_guess: bool,
-    prior: Prior,
-    renderer: Renderer,
-    measurements: Sequence[Measurement],
-) -> None:
-    """Show the records of a batch to the measurements, view by view."""
+def _look(batch: _Batch, prior: Prior, renderer: Renderer, measurements: Sequence[Measurement]) -> None:
+    """Show the records of a batch to the measurements, which are of the same guesses and views, view by view."""
+    looking = measurements[0].protocol.viewpoints
     places, true, novel, partners = list(range(len(batch.records))), None, None, None
     if looking.of_truth:
         partners, own = batch.novel(), batch.photographs(annotated=True)
@@ -221,7 +214,7 @@ def _look(
         if not places:
             return
         true, novel = own.of(places, 0).camera, Views.cat([partners.views[place] for place in places]).camera
-    guess = batch.guess(places, first_guess)
+    guess = batch.guess(places, measurements[0].protocol)
     scene = prior.decode(guess.latent, guess.label)
     shown = scene.centered() if looking.centered else scene
     cameras = looking(guess.camera, true, novel)

@@ -1,15 +1,15 @@
 """Inversion: prior -> first guess -> render -> compare -> step. Both papers are this loop.
 
 The images of a batch are searched side by side and know nothing of each other: losses stay apart, Adam works on each
-number alone, and its state is new for every batch. So a batch gives what one image at a time gives, and an image whose
-search breaks down stays where it last was sound while the others go on.
+number alone, and its state is new for every batch. So a batch gives what one image at a time gives; an image whose
+search breaks down stays where it last was sound while the others go on; and one that gets nowhere any more can stop.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet
@@ -17,27 +17,9 @@ from invkit.metrics.iou import iou
 from invkit.objective import Objective, Targets, total
 from invkit.protocols import Init, Prior, Renderer, Score
 from invkit.records import Record, RecordStore, Trace
+from invkit.schedule import MESHINVERSION_STAGES, TRIAL, Stage, Stall
+from invkit.search_state import SearchState, finite_rows
 from invkit.types import Estimate, Guess, Views
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`steps` steps of Adam at these learning rates."""
-
-    steps: int
-    latent_rate: float
-    camera_rate: float
-
-
-MESHINVERSION_STAGES = (
-    Stage(50, 0.1, 0.01),
-    Stage(50, 0.05, 0.005),
-    Stage(50, 0.01, 0.001),
-    Stage(50, 0.005, 0.0005),
-)
-
-TRIAL = Stage(20, 0.05, 0.01)
-"""Most guesses are then near what they can become; with more steps the same ones win."""
 
 
 class Inverter:
@@ -48,7 +30,8 @@ class Inverter:
         objective: what is minimized. What it needs of the photographs is computed once for each search.
         betas: of Adam, for the latents and for the cameras alike.
         warm_up: step k, counted from 1, has its rates multiplied by k / warm_up as long as k < warm_up.
-        optimize_camera: search the cameras too: rotation, scale and shift; the perspective stays as it is.
+        optimize_camera: search the cameras too: rotation, scale and shift.
+        optimize_focal: and the perspective, of the images that have one.
         normalize_quaternion: keep rotations rotations and scales positive. The released MeshInversion code lets the
             quaternion leave the unit sphere, which shears the object; False does as it does.
         extras: fields of `Rendering` that the objective reads beside rgb and mask, such as soft_mask.
@@ -57,6 +40,11 @@ class Inverter:
         trial: where `init` gives several guesses for an image, all of them are first searched from for these steps, by
             `init_objective`, and the one that is then best by `objective` goes on.
         max_batch: guesses on trial at once; bounds the memory and changes nothing else.
+        snapshots: numbers of steps after which the guess is kept in the trace; 0 is where the search began.
+        stall: when an image stops before the stages are through; None lets all of them go on to the end.
+
+    Raises:
+        ValueError: max_batch is below 1, or a snapshot is wanted after more steps than there are.
     """
 
     def __init__(
@@ -70,20 +58,27 @@ class Inverter:
         betas: tuple[float, float] = (0.0, 0.99),
         warm_up: int = 0,
         optimize_camera: bool = True,
+        optimize_focal: bool = False,
         normalize_quaternion: bool = True,
         extras: Sequence[str] = (),
         init_objective: Objective | None = None,
         trial: Stage = TRIAL,
         max_batch: int = 64,
+        snapshots: Sequence[int] = (),
+        stall: Stall | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1; got {max_batch}")
+        if wrong := [count for count in snapshots if not 0 <= count <= sum(stage.steps for stage in stages)]:
+            raise ValueError(f"snapshots {wrong}: the search has {sum(stage.steps for stage in stages)} steps")
         self.prior, self.renderer, self.init, self.objective = prior, renderer, init, objective
         self.stages, self.betas, self.warm_up = tuple(stages), tuple(betas), warm_up
-        self.optimize_camera, self.normalize_quaternion = optimize_camera, normalize_quaternion
+        self.optimize_camera, self.optimize_focal = optimize_camera, optimize_focal
+        self.normalize_quaternion = normalize_quaternion
         self.extras = frozenset(extras)
         self.init_objective = objective if init_objective is None else init_objective
         self.trial, self.max_batch = trial, max_batch
+        self.snapshots, self.stall = frozenset(snapshots), stall
 
     def __call__(self, views: Views) -> tuple[Estimate, Trace]:
         """The estimates after the last step, rendered, and how the search went.
@@ -127,23 +122,33 @@ class Inverter:
     def _on_trial(self, start: Guess, first_targets: Targets, targets: Targets) -> tuple[Guess, Float[Tensor, "N"]]:
         """The guesses after the steps of the trial, and how good each is then: infinite where its search broke down."""
         state = self._state(start)
-        for _ in range(self.trial.steps):
+        for steps in range(self.trial.steps):
             with torch.enable_grad():
-                value = total(self.init_objective(self.estimate(state.guess()), first_targets))
+                value = total(self.init_objective(self.estimate(state.guess(), steps), first_targets))
                 state.step(value, self.trial.latent_rate, self.trial.camera_rate)
         with torch.no_grad():
-            value = total(self.objective(self.estimate(state.guess()), targets))
+            value = total(self.objective(self.estimate(state.guess(), self.trial.steps), targets))
         state.fall_back(value.isfinite())
         return state.guess().detach(), torch.where(state.finite, value, torch.inf)
 
-    def _state(self, start: Guess) -> "_State":
-        return _State(start.detach(), self.betas, self.optimize_camera, self.normalize_quaternion)
+    def _state(self, start: Guess) -> SearchState:
+        return SearchState(
+            start.detach(),
+            self.betas,
+            optimize_camera=self.optimize_camera,
+            optimize_focal=self.optimize_focal,
+            normalize_quaternion=self.normalize_quaternion,
+        )
 
-    def estimate(self, guess: Guess) -> Estimate:
-        """What a guess looks like."""
+    def estimate(self, guess: Guess, steps: int = 0) -> Estimate:
+        """What a guess looks like.
+
+        Args:
+            steps: of the search that have led there; see `Estimate`.
+        """
         scene = self.prior.decode(guess.latent, guess.label)
         image = self.renderer(scene, guess.camera, extras=self.extras)
-        return Estimate(guess.latent, guess.camera, scene, image, guess.label)
+        return Estimate(guess.latent, guess.camera, scene, image, guess.label, steps)
 
     def score(self, target: Targets | Views) -> Score:
         """The `init_objective` as a function of guesses about the photographs.
@@ -167,31 +172,48 @@ class Inverter:
             target: the photographs, or `objective.targets` of them.
         """
         targets = self.objective.targets(target) if isinstance(target, Views) else target
-        state = self._state(start)
-        masks = targets.views.mask.repeat_interleave(len(start) // len(targets), dim=0)
-        columns, overlaps = [], []
+        if self.stall is not None:
+            targets = targets.repeat(len(start) // len(targets))  # guesses stop one by one
+        state, course, snapshots = self._state(start), _Course(), {}
 
-        def look() -> tuple[Estimate, Float[Tensor, "B"]]:
-            estimate = self.estimate(state.guess())
+        def look(steps: int) -> tuple[Estimate, Float[Tensor, "A"]]:
+            estimate = self.estimate(state.guess(), steps)
             terms = self.objective(estimate, targets)
-            columns.append(torch.stack(list(terms.values()), dim=1).detach())
-            overlaps.append(iou(estimate.image.mask.detach(), masks))
+            masks = targets.views.mask.repeat_interleave(len(estimate) // len(targets), dim=0)
+            course.add(state.rows, terms, iou(estimate.image.mask.detach(), masks))
             return estimate, total(terms)
 
-        for latent_rate, camera_rate in self._rates():
+        made = torch.zeros_like(state.rows)
+        for steps, (latent_rate, camera_rate) in enumerate(self._rates()):
+            made[state.rows] = steps
             with torch.enable_grad():
-                _, value = look()
+                _, value = look(steps)
                 state.step(value, latent_rate, camera_rate)
-        with torch.no_grad():
-            estimate, value = look()
-            if not bool(value.isfinite().all()):
+            if steps in self.snapshots:
+                snapshots[steps] = state.kept()
+            if self.stall is not None:
+                done = self.stall(course.total(state.rows)) | ~state.finite[state.rows]
+                if bool(done.any()):
+                    state.leave(done)
+                    targets = targets[~done]
+                if not len(state.rows):
+                    break
+        else:
+            made[state.rows] = steps = sum(stage.steps for stage in self.stages)
+            with torch.no_grad():
+                estimate, value = look(steps)
                 state.fall_back(value.isfinite())
-                columns.pop(), overlaps.pop()
-                estimate, value = look()
+                if not bool(value.isfinite().all()):
+                    course.forget_last()
+                    estimate, _ = look(steps)
+        if len(state.rows) < len(start):
+            with torch.no_grad():
+                estimate = self.estimate(state.kept(), steps)
+        snapshots |= {count: state.kept() for count in self.snapshots - snapshots.keys()}
         visible = estimate.image.mask.flatten(1).any(dim=1)
-        overlap = torch.stack(overlaps, dim=1).float()
-        names, values = tuple(self.objective.terms), torch.stack(columns, dim=1)
-        return estimate.detach(), Trace(start.detach(), names, values, overlap, state.finite, visible)
+        names, values, overlap = tuple(self.objective.terms), course.values(), course.overlap()
+        trace = Trace(start.detach(), names, values, overlap, state.finite, visible, made, snapshots)
+        return estimate.detach(), trace.detach()
 
     def _rates(self) -> Iterator[tuple[float, float]]:
         number = 0
@@ -202,62 +224,30 @@ class Inverter:
                 yield factor * stage.latent_rate, factor * stage.camera_rate
 
 
-class _State:
-    """The variables of the search, their optimizers, and the last values at which each image's objective was finite."""
+class _Course:
+    """The terms and overlaps of all images at each look; those that are no longer looked at keep their last."""
 
-    def __init__(
-        self, start: Guess, betas: tuple[float, float], optimize_camera: bool, normalize_quaternion: bool
-    ) -> None:
-        self.start, self.normalize_quaternion = start, normalize_quaternion and optimize_camera
-        camera = start.camera
-        self.latent = start.latent.clone().requires_grad_()
-        self.pose = [
-            field.clone().requires_grad_(optimize_camera) for field in (camera.quat, camera.scale, camera.shift)
-        ]
-        self.adams = [torch.optim.Adam([self.latent], betas=betas)]
-        if optimize_camera:
-            self.adams.append(torch.optim.Adam(self.pose, betas=betas))
-        self.variables = [self.latent, *self.pose] if optimize_camera else [self.latent]
-        self.sound = [variable.detach().clone() for variable in self.variables]
-        self.finite = torch.ones(len(start), dtype=torch.bool, device=self.latent.device)
+    def __init__(self) -> None:
+        self._columns: list[Float[Tensor, "B K"]] = []
 
-    def guess(self) -> Guess:
-        quat, scale, shift = self.pose
-        camera = replace(self.start.camera, quat=quat, scale=scale, shift=shift)
-        return replace(
-            self.start, latent=self.latent, camera=camera.normalized() if self.normalize_quaternion else camera
-        )
+    def add(self, rows: Int[Tensor, "A"], terms: Mapping[str, Float[Tensor, "A"]], overlap: Float[Tensor, "A"]) -> None:
+        values = torch.stack(list(terms.values()), dim=1).detach()
+        column = torch.cat([values, overlap.to(values)[:, None]], dim=1)
+        if self._columns:
+            column = self._columns[-1].index_copy(0, rows, column)
+        self._columns.append(column)
 
-    def step(self, value: Float[Tensor, "B"], latent_rate: float, camera_rate: float) -> None:
-        """One step of every image that is still sound, down the gradient of its own value."""
-        gradients = torch.autograd.grad(value.sum(), self.variables, allow_unused=True, materialize_grads=True)
-        self.fall_back(value.isfinite())
-        for gradient in gradients:
-            self.finite = self.finite & _finite([gradient])
-        for variable, gradient in zip(self.variables, gradients, strict=True):
-            variable.grad = _where(self.finite, gradient, torch.zeros_like(gradient))
-        for adam, rate in zip(self.adams, (latent_rate, camera_rate), strict=False):
-            adam.param_groups[0]["lr"] = rate
-            adam.step()
-        with torch.no_grad():
-            if self.normalize_quaternion:
-                quat, scale, _ = self.pose
-                quat.copy_(torch.nn.functional.normalize(quat, dim=1))
-                scale.abs_()
-            for variable, sound in zip(self.variables, self.sound, strict=True):
-                variable.copy_(_where(self.finite, variable, sound))
+    def forget_last(self) -> None:
+        self._columns.pop()
 
-    @torch.no_grad()
-    def fall_back(self, sound: Bool[Tensor, "B"]) -> None:
-        """Remember the variables of the images that are sound; return the others for good to what was remembered."""
-        self.finite = self.finite & sound
-        for index, variable in enumerate(self.variables):
-            self.sound[index] = _where(self.finite, variable, self.sound[index])
-            variable.copy_(self.sound[index])
+    def values(self) -> Float[Tensor, "B S K"]:
+        return torch.stack(self._columns, dim=1)[..., :-1]
 
+    def overlap(self) -> Float[Tensor, "B S"]:
+        return torch.stack(self._columns, dim=1)[..., -1].float()
 
-def _where(rows: Bool[Tensor, "B"], first: Tensor, second: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
+    def total(self, rows: Int[Tensor, "A"]) -> Float[Tensor, "A S"]:
+        return self.values()[rows].sum(dim=2)
 
 
 def _chunks(images: int, per_image: int, most: int) -> Iterator[tuple[list[int], list[int]]]:
@@ -282,8 +272,8 @@ def refuse_unusable(views: Views) -> None:
     camera = views.camera
     numbers = [views.rgb, views.mask, camera.quat, camera.scale, camera.shift, camera.inv_focal, camera.center]
     faults = {
-        "the picture or mask has values that are not finite": ~_finite(numbers[:2]),
-        "the camera has values that are not finite": ~_finite(numbers[2:]),
+        "the picture or mask has values that are not finite": ~finite_rows(numbers[:2]),
+        "the camera has values that are not finite": ~finite_rows(numbers[2:]),
         "the mask is empty": ~(views.mask.flatten(1) > 0).any(dim=1),
         "the camera's scale is not positive": camera.scale <= 0,
         "the camera's rotation is zero": camera.quat.norm(dim=1) == 0,
@@ -291,10 +281,6 @@ def refuse_unusable(views: Views) -> None:
     found = [f"image {index}: {fault}" for fault, where in faults.items() for index in views.index[where].tolist()]
     if found:
         raise ValueError("; ".join(found))
-
-
-def _finite(tensors: Sequence[Tensor]) -> Bool[Tensor, "B"]:
-    return torch.stack([tensor.isfinite().reshape(len(tensor), -1).all(dim=1) for tensor in tensors]).all(dim=0)
 
 
 def invert_all(

@@ -30,7 +30,8 @@ from invkit.metrics.mean import Mean
 from invkit.metrics.reals import Reals
 from invkit.metrics.voxels import Grid, union
 from invkit.protocols import Metric
-from invkit.types import Estimate, Rendering, Views
+from invkit.records import Record
+from invkit.types import Estimate, Guess, Rendering, Views
 from invkit.viewpoints import Frame, InputView, Ring, Viewpoints
 
 SET_DISTANCES = ("fid", "kid")
@@ -52,6 +53,7 @@ class EvaluationProtocol:
         annotated: compare with annotated masks and cameras only, where the data set has others too; an image that has
             none is not measured. False: with those that were given to the inversion.
         first_guess: measure where the search began.
+        steps: measure what had been found after so many steps; the inverter must have kept it (`snapshots`).
         unpaired: compare with the set of real photographs (`Instruments.reals`) and not with the partner of each
             picture. FID and KID only.
         real_background: likewise, of the photographs of that set.
@@ -69,6 +71,7 @@ class EvaluationProtocol:
     eight_bit: bool = False
     annotated: bool = False
     first_guess: bool = False
+    steps: int | None = None
     unpaired: bool = False
     real_background: float | None = 1.0
     statistics: str | None = None
@@ -84,6 +87,8 @@ class EvaluationProtocol:
             raise ValueError(f"{self.viewpoints} has no partners to its pictures: give unpaired=true, and FID or KID")
         if self.statistics is not None and (not self.unpaired or set(self.metrics) != {"fid"}):
             raise ValueError("a file of statistics serves FID with unpaired=true, and nothing else")
+        if self.first_guess and self.steps is not None:
+            raise ValueError("first_guess=true and steps: say one of them")
         azimuths = self.viewpoints.degrees if isinstance(self.viewpoints, Ring) else []
         if absent := [degrees for degrees in self.without if degrees not in azimuths]:
             raise ValueError(f"without={absent}: {self.viewpoints} has no such azimuths")
@@ -91,6 +96,16 @@ class EvaluationProtocol:
     def takes(self, view: int) -> bool:
         """Whether the view of this number is among those compared."""
         return not self.without or self.viewpoints.degrees[view] not in self.without
+
+    def chosen(self, record: Record) -> Guess:
+        """What is measured of an image that was searched.
+
+        Raises:
+            ValueError: it was not kept.
+        """
+        if self.first_guess:
+            return record.trace.start
+        return record.found if self.steps is None else record.after(self.steps)
 
     def shown(self, image: Rendering) -> Rendering:
         """The renderings as they are compared."""

@@ -5,13 +5,14 @@ file for each image: several processes fill one folder, and a search that is sta
 """
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invkit import checkpoint
@@ -19,12 +20,14 @@ from invkit.batch import Batch
 from invkit.camera import Camera
 from invkit.types import Estimate, Guess
 
-OK, DIVERGED, INVISIBLE = "ok", "diverged", "nothing rendered"
+OK, DIVERGED, INVISIBLE, UNPOSED = "ok", "diverged", "nothing rendered", "no camera found"
 
 
 @dataclass(frozen=True)
 class Trace(Batch):
     """How the search went for each image: values before each of its steps, and after the last.
+
+    An image that stopped before others keeps its last values from then on.
 
     Args:
         start: where it began.
@@ -33,6 +36,8 @@ class Trace(Batch):
         iou: overlap of the rendered mask with the target's.
         finite: False where a value or gradient was not finite; that image stayed at its last finite state.
         visible: False where nothing of the object is in the final picture.
+        steps: made before the image was done; all of them, if not given.
+        snapshots: the guesses after some numbers of steps.
     """
 
     start: Guess
@@ -41,6 +46,12 @@ class Trace(Batch):
     iou: Float[Tensor, "B S"]
     finite: Bool[Tensor, "B"]
     visible: Bool[Tensor, "B"]
+    steps: Int[Tensor, "B"] | None = None
+    snapshots: Mapping[int, Guess] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps is None:
+            object.__setattr__(self, "steps", torch.full_like(self.finite, self.iou.shape[1] - 1, dtype=torch.long))
 
     @property
     def terms(self) -> dict[str, Float[Tensor, "B S"]]:
@@ -53,9 +64,21 @@ class Trace(Batch):
         return self.values.sum(dim=2)
 
     def status(self) -> list[str]:
-        """One word for each image: OK, DIVERGED or INVISIBLE."""
-        flags = zip(self.finite.tolist(), self.visible.tolist(), strict=True)
-        return [DIVERGED if not finite else OK if visible else INVISIBLE for finite, visible in flags]
+        """One word for each image: DIVERGED, INVISIBLE, UNPOSED (the first that holds) or OK.
+
+        UNPOSED has been searched from a camera that was only a place to begin from.
+        """
+        posed = torch.ones_like(self.finite) if self.start.posed is None else self.start.posed
+        flags = zip(self.finite.tolist(), self.visible.tolist(), posed.tolist(), strict=True)
+        return [_word(*each) for each in flags]
+
+
+def _word(finite: bool, visible: bool, posed: bool) -> str:
+    if not finite:
+        return DIVERGED
+    if not visible:
+        return INVISIBLE
+    return OK if posed else UNPOSED
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,21 @@ class Record:
     status: str
     found: Guess | None = None
     trace: Trace | None = None
+
+    def after(self, steps: int) -> Guess:
+        """What had been found after so many steps; of an image that stopped before, what it stopped with.
+
+        Raises:
+            ValueError: that was not kept, or the image could not be searched at all.
+        """
+        if self.found is None or self.trace is None:
+            raise ValueError(f"{self.name} was not searched: {self.status}")
+        if steps in self.trace.snapshots:
+            return self.trace.snapshots[steps]
+        if steps != self.trace.iou.shape[1] - 1:
+            kept = ", ".join(str(count) for count in sorted(self.trace.snapshots)) or "the end alone"
+            raise ValueError(f"{self.name}: nothing was kept after {steps} steps; there is {kept}")
+        return self.found
 
 
 class RecordStore:
@@ -146,8 +184,13 @@ def _record(content: dict[str, Any]) -> Record:
         content["index"],
         content["status"],
         None if found is None else _guess(found),
-        None if trace is None else Trace(**{**trace, "start": _guess(trace["start"])}),
+        None if trace is None else _trace(trace),
     )
+
+
+def _trace(content: dict[str, Any]) -> Trace:
+    snapshots = {count: _guess(guess) for count, guess in content.get("snapshots", {}).items()}
+    return Trace(**{**content, "start": _guess(content["start"]), "snapshots": snapshots})
 
 
 def _guess(content: dict[str, Any]) -> Guess:

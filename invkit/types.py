@@ -6,7 +6,7 @@ Images are [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W] in [0, 1], everywhere.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invkit.batch import Batch
@@ -62,22 +62,32 @@ class Rendering(Batch):
 
 @dataclass(frozen=True)
 class Guess(Batch):
-    """What is searched for in each image: what the object is (latent, and class if there are any) and the camera."""
+    """What is searched for in each image: what the object is (latent, and class if there are any) and the camera.
+
+    Args:
+        posed: of a first guess: False where the image's camera could not be found and is only a place to begin from.
+    """
 
     latent: Float[Tensor, "B *L"]
     camera: Camera
     label: Int[Tensor, "B"] | None = None
+    posed: Bool[Tensor, "B"] | None = None
 
 
 @dataclass(frozen=True)
 class Estimate(Batch):
-    """One hypothesis about each image: what the object is, where it is seen from, and how that looks."""
+    """One hypothesis about each image: what the object is, where it is seen from, and how that looks.
+
+    Args:
+        steps: of the search that have led to it. A term that draws at random draws by this number, anew in each step.
+    """
 
     latent: Float[Tensor, "B *L"]
     camera: Camera
     scene: Any
     image: Rendering
     label: Int[Tensor, "B"] | None = None
+    steps: int = 0
 
     @property
     def guess(self) -> Guess:

@@ -25,7 +25,7 @@ KIT = (
     {"images", "dist", "log", "checkpoint"},
     {"features", "data"},
     {"losses", "metrics"},
-    {"objective", "records", "viewpoints", "train"},
+    {"objective", "records", "viewpoints", "train", "schedule", "search_state"},
     {"measurement"},
     {"invert", "evaluate"},
     {"run", "report"},

@@ -1,0 +1,69 @@
+"""How fast a search goes, for how long, and when an image may stop before the others."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` steps of Adam at these learning rates."""
+
+    steps: int
+    latent_rate: float
+    camera_rate: float
+
+
+MESHINVERSION_STAGES = (
+    Stage(50, 0.1, 0.01),
+    Stage(50, 0.05, 0.005),
+    Stage(50, 0.01, 0.001),
+    Stage(50, 0.005, 0.0005),
+)
+
+TRIAL = Stage(20, 0.05, 0.01)
+"""Most guesses are then near what they can become; with more steps the same ones win."""
+
+
+def hybrid_stages(steps: int = 30, *, gain: float | int = 5.0, rate: float = 0.002) -> tuple[Stage]:
+    """The one stage of hybrid inversion (Bootstrapped Radiance Field Inversion, section 3.3).
+
+    The paper's schedules are 30 steps with a gain of 5 and 10 steps with a gain of 20.
+
+    Args:
+        gain: how much faster the latents go than the cameras. The paper's variable is latent / gain; Adam's steps do
+            not depend on the size of the gradient, so that is the same as this rate for the latent itself.
+        rate: 0.002 in the released code, which its published results were made with; the paper says 0.02.
+    """
+    return (Stage(steps, gain * rate, rate),)
+
+
+@dataclass(frozen=True)
+class Stall:
+    """When an image stops: its objective, averaged over `window` looks, has hardly fallen since the `window` before.
+
+    It goes by the image's own course alone, so the other images of the batch make no difference.
+
+    Args:
+        tolerance: the least fall that keeps an image going, relative to the earlier average.
+        window: looks averaged; objectives that draw at random want more.
+        least: steps made in any case.
+    """
+
+    tolerance: float = 0.02
+    window: int = 5
+    least: int = 10
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not self.tolerance >= 0:
+            raise ValueError(f"window must be >= 1 and tolerance >= 0; got {self.window}, {self.tolerance}")
+
+    def __call__(self, course: Float[Tensor, "B S"]) -> Bool[Tensor, "B"]:
+        """Which images stop, given their objectives before each step so far and now."""
+        looks = course.shape[1]
+        if looks <= self.least or looks < 2 * self.window:
+            return torch.zeros(len(course), dtype=torch.bool, device=course.device)
+        before, now = course[:, -2 * self.window :].unflatten(1, (2, self.window)).mean(dim=2).unbind(dim=1)
+        return before - now < self.tolerance * before.abs()
