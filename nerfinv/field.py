@@ -6,7 +6,7 @@ of the distance (Eq. 1). Everything is in object units; the object lives in the 
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +77,7 @@ def wide_sigmoid(value: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
     return 2.004 * torch.sigmoid(value) - 1.002
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What plane features mean."""
 
@@ -89,6 +90,7 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
 class ViewHead(Protocol):
     """How attributes look from a direction."""
 
@@ -123,8 +125,9 @@ class RadianceField(Batch):
         return replace(self, palette=palette)
 
     def table(self) -> Float[Tensor, "V C"]:
-        """The planes as `features` reads them; made once for many calls."""
-        return triplanes.table_of(self.planes)
+        """The planes as `features` reads them; made once for many calls. Half precision is widened: distances near the
+        surface need all digits."""
+        return triplanes.table_of(self.planes.float() if self.planes.dtype.itemsize < 4 else self.planes)
 
     def features(
         self, table: Float[Tensor, "V C"], points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]

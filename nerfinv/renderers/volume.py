@@ -76,7 +76,7 @@ class VolumeRenderer:
         background: float = 0.0,
         offset: float = 0.5,
         random: bool = False,
-        dropped: float = 2e-5,
+        dropped: float = 1e-5,
         max_points: int = 2**21,
         checkpointing: bool = False,
     ) -> None:
