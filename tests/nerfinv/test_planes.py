@@ -175,4 +175,4 @@ def test_known_numbers_of_a_5_by_7_image():
     torch.testing.assert_close(by_point, value.new_tensor(expected), rtol=0, atol=1e-8)
     assert by_image.abs().sum().item() == pytest.approx(260.661979415, abs=1e-8)
     expected = value.new_tensor([0, 0, 0, 18.1106873571, -19.3383787108, 0, 0])
-    torch.testing.assert_close(by_image[0, 1], expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(by_image[0, 1], expected, rtol=0, atol=2e-7)
