@@ -1,4 +1,4 @@
-"""The released encoder of bootstrapped radiance-field inversion as ours and back, and published backbones.
+"""The released encoder of bootstrapped radiance-field inversion as ours, and ours in its layout.
 
 Every tensor is copied as it is; what differs is names:
 
@@ -9,12 +9,9 @@ Every tensor is copied as it is; what differs is names:
     w_regressor_pre.0                               latent_head.conv
     w_regressor_post.{0, 2}                         latent_head.{fc1, fc2}
     iteration, lr                                   step, released.lr
-
-`mit_b0.pth` ... `mit_b5.pth`, SegFormer's backbones trained on ImageNet, have the names of our `MixTransformer`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +19,8 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from nerfinv.encoder.encoder import Encoder
-from nerfinv.encoder.segformer import STAGES, MixTransformer, SegFormer
-
-State = Mapping[str, Any]
-"""Names and tensors of one network; values are checked, for a file may hold anything."""
+from nerfinv.encoder.pretrained import State, check_entries
+from nerfinv.encoder.segformer import STAGES, SegFormer
 
 NAMES = {
     "backbone.": "backbone.",
@@ -48,44 +43,6 @@ RELEASED = {
 """The one backbone that the released code builds, on which its heads, too, are 512 wide."""
 
 PREFIX = "module."
-
-
-def load_backbone(backbone: MixTransformer, path: Path | str) -> None:
-    """Put the weights of a published backbone (`mit_b5.pth` and its like) into `backbone`, a decode head left as it is.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds anything but such weights, or those of a backbone of another size.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {path} with a backbone trained on ImageNet. NVIDIA publishes mit_b0.pth ... mit_b5.pth "
-            "with SegFormer (github.com/NVlabs/SegFormer); null starts from random weights"
-        )
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        fill_backbone(backbone, stored)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any of the readers' ways
-        raise ValueError(f"{path}: {str(error) or type(error).__name__}") from error
-
-
-@torch.no_grad()
-def fill_backbone(backbone: MixTransformer, stored: Any) -> None:
-    """`load_backbone` of what the file holds; its classifier `head.*` is left out.
-
-    Raises:
-        ValueError: as there.
-    """
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"holds a {type(stored).__name__} and not named tensors")
-    own = {name: value for name, value in backbone.state_dict().items() if not name.startswith("linear_")}
-    chosen = {name: value for name, value in stored.items() if not str(name).startswith("head.")}
-    _check(chosen, {name: value.shape for name, value in own.items()})
-    for name, value in own.items():
-        value.copy_(chosen[name])
 
 
 def architecture(state: State) -> dict[str, Any]:
@@ -204,34 +161,14 @@ def _fitting(state: State, keywords: Mapping[str, Any]) -> dict[str, Shaped[Tens
         }
         network = Encoder(**{**keywords, **backbones})
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    _check(state, shapes)
+    check_entries(state, shapes)
     return {name: state[name].detach() for name in shapes}
-
-
-def _check(state: State, shapes: Mapping[str, torch.Size]) -> None:
-    """Raises a ValueError unless the state has these names and shapes, in floating point."""
-    if missing := [name for name in shapes if name not in state]:
-        raise ValueError(f"lacks {_first(missing)}")
-    if unknown := [str(name) for name in state if name not in shapes]:
-        raise ValueError(f"has {_first(unknown)}, which the network does not have")
-    for name, shape in shapes.items():
-        value = state[name]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__} and not a tensor")
-        if value.shape != shape:
-            raise ValueError(f"{name} is {list(value.shape)} and not {list(shape)}: the network has another size")
-        if not value.is_floating_point():
-            raise ValueError(f"{name} is {value.dtype} and not of floating point")
 
 
 def _shape(state: State, name: str) -> tuple[int, ...]:
     if not isinstance(state.get(name), Tensor) or state[name].ndim not in (2, 4):
         raise ValueError(f"lacks {name}, or it is no matrix or kernel")
     return tuple(state[name].shape)
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _target(network: type) -> str:

@@ -3,7 +3,6 @@
 Bootstrapped Radiance Field Inversion, section 3.2 and appendix A.1; the layers are those of the released code.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -82,9 +81,3 @@ class PoseHead(PooledHead):
         return Camera.from_augmented(
             z0.squeeze(1) if self.perspective else None, shift, log_scale.squeeze(1).exp(), rotation.normalize(quat)
         )
-
-
-def pose_numbers(camera: Camera) -> Float[Tensor, "B 8"]:
-    """(q, ln s, t, z0) of cameras; weak perspective has the largest z0 in use, 4."""
-    z0, shift, scale, quat = camera.to_augmented()
-    return torch.cat([quat, scale.log()[:, None], shift, z0[:, None]], dim=1)

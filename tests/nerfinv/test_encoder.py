@@ -14,9 +14,9 @@ from invkit import rotation
 from invkit.camera import Camera
 from invkit.checkpoint import save
 from invkit.run import load_module
-from nerfinv.compat_encoder import architecture, fill_backbone, from_released, load_backbone, to_released
+from nerfinv.compat_encoder import architecture, from_released, to_released
 from nerfinv.encoder.encoder import Canonical, Encoder, PoseRegressor
-from nerfinv.encoder.heads import pose_numbers
+from nerfinv.encoder.pretrained import fill_backbone, load_backbone
 from nerfinv.encoder.segformer import (
     STAGES,
     DropPath,
@@ -30,6 +30,7 @@ from nerfinv.encoder.segformer import (
     mit_b5,
     tiny,
 )
+from nerfinv.losses.bootstrap import pose_numbers
 
 Layout = dict[str, tuple[int, ...]]
 DIMS, DEPTHS, REDUCTIONS = (64, 128, 320, 512), (3, 6, 40, 3), (8, 4, 2, 1)

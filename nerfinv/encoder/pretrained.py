@@ -1,0 +1,78 @@
+"""Published weights of SegFormer's backbones, trained on ImageNet: `mit_b0.pth` ... `mit_b5.pth`.
+
+Their names are those of our `MixTransformer`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerfinv.encoder.segformer import MixTransformer
+
+State = Mapping[str, Any]
+"""Names and tensors of one network; values are checked, for a file may hold anything."""
+
+
+def load_backbone(backbone: MixTransformer, path: Path | str) -> None:
+    """Put the weights of a published backbone (`mit_b5.pth` and its like) into `backbone`, a decode head left as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds anything but such weights, or those of a backbone of another size.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {path} with a backbone trained on ImageNet. NVIDIA publishes mit_b0.pth ... mit_b5.pth "
+            "with SegFormer (github.com/NVlabs/SegFormer); null starts from random weights"
+        )
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        fill_backbone(backbone, stored)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file can fail in any of the readers' ways
+        raise ValueError(f"{path}: {str(error) or type(error).__name__}") from error
+
+
+@torch.no_grad()
+def fill_backbone(backbone: MixTransformer, stored: Any) -> None:
+    """`load_backbone` of what the file holds; its classifier `head.*` is left out.
+
+    Raises:
+        ValueError: as there.
+    """
+    if not isinstance(stored, Mapping):
+        raise ValueError(f"holds a {type(stored).__name__} and not named tensors")
+    own = {name: value for name, value in backbone.state_dict().items() if not name.startswith("linear_")}
+    chosen = {name: value for name, value in stored.items() if not str(name).startswith("head.")}
+    check_entries(chosen, {name: value.shape for name, value in own.items()})
+    for name, value in own.items():
+        value.copy_(chosen[name])
+
+
+def check_entries(state: State, shapes: Mapping[str, torch.Size]) -> None:
+    """Check that the state has these entries and no others, in floating point.
+
+    Raises:
+        ValueError: it does not; the message names one.
+    """
+    if missing := [name for name in shapes if name not in state]:
+        raise ValueError(f"lacks {_listed(missing)}")
+    if unknown := [str(name) for name in state if name not in shapes]:
+        raise ValueError(f"has {_listed(unknown)}, which the network does not have")
+    for name, shape in shapes.items():
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__} and not a tensor")
+        if value.shape != shape:
+            raise ValueError(f"{name} is {list(value.shape)} and not {list(shape)}: the network has another size")
+        if not value.is_floating_point():
+            raise ValueError(f"{name} is {value.dtype} and not of floating point")
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,244 @@
+"""Training of the encoder on what the frozen generator renders (Bootstrapped Radiance Field Inversion, section 3.2).
+
+No photograph is used: of the data set only the cameras are (and the classes, where the generator has some). Every
+image is a new object under a camera of the data, so that everything the encoder is asked for is known exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from invkit import dist, rotation
+from invkit.batch import Batch
+from invkit.camera import Camera
+from invkit.data.dataset import ImageSet
+from invkit.data.sampler import StepSampler
+from invkit.images import grid
+from invkit.train.loop import Phase, Run, shared_rng
+from invkit.train.schedule import Rate, step_decay
+from nerfinv.encoder.encoder import Encoder, PoseRegressor
+from nerfinv.encoder.pretrained import load_backbone
+from nerfinv.generator.generator import Generator
+from nerfinv.losses import bootstrap
+from nerfinv.pnp import PoseSolver
+from nerfinv.renderers.volume import VolumeRenderer
+
+SAMPLES = 32
+"""Renderings on which a report measures; always the same ones, which are never trained on."""
+
+SHOWN = 8
+
+KEPT = 64
+"""Batches that `reuse` draws from."""
+
+
+@dataclass(frozen=True)
+class Rendered(Batch):
+    """Renderings and all that is known of them.
+
+    Args:
+        rgb: in [-1, 1].
+        mask: accumulated opacity.
+        coords: the object-frame position seen, composited as colors are: 0 where there is nothing.
+        latent: the styles that were rendered.
+    """
+
+    rgb: Float[Tensor, "B 3 H W"]
+    mask: Float[Tensor, "B 1 H W"]
+    coords: Float[Tensor, "B 3 H W"]
+    latent: Float[Tensor, "B L"]
+    camera: Camera
+
+
+class EncoderTask:
+    """Training of the encoder and, beside it, of the direct regression that its poses are compared with.
+
+    The two share batches and nothing else: Adam works on each number alone, so each is trained as it would be alone.
+    Latents and cameras are drawn for the whole batch, of which each rank takes its part; where the renderer is random,
+    the places of its samples are each rank's own.
+
+    Args:
+        data: its cameras are used. Give the split, crop and size that the generator was trained with.
+        generator: commonly the running average of the trained one. It is taken over: put in evaluation mode, frozen.
+        regressor: None trains the encoder alone.
+        pretrained: file of a backbone trained on ImageNet (`mit_b5.pth`) that all backbones start from, as in the
+            paper; None starts from random weights.
+        solver: estimates poses in reports; None leaves the poses of canonical maps unmeasured.
+        mirror: half of the cameras are mirrored; for objects symmetric in x.
+        mixed_precision: the encoder computes in bfloat16; rendering and losses stay in float32.
+        reuse: how many times each rendering is used on average. 1 is the paper's. Above it, a batch is rendered at
+            every `reuse`-th step alone, and every step draws its images from the last `KEPT` batches.
+        seed: of latents and cameras.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: ImageSet,
+        generator: Generator,
+        encoder: Encoder,
+        renderer: VolumeRenderer,
+        regressor: PoseRegressor | None = None,
+        pretrained: str | None = None,
+        solver: PoseSolver | None = None,
+        batch_size: int = 32,
+        rate: float = 6e-5,
+        schedule: Rate = step_decay(60_000, 0.1),
+        mirror: bool = True,
+        mixed_precision: bool = False,
+        reuse: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if encoder.latent_dim != generator.style_dim:
+            raise ValueError(
+                f"task.encoder.latent_dim={encoder.latent_dim}, but the generator's styles have {generator.style_dim} "
+                "numbers; give the encoder as many"
+            )
+        if generator.num_classes not in (0, data.num_classes):
+            raise ValueError(
+                f"task.data has {data.num_classes} classes and the generator {generator.num_classes}; take the data "
+                "that the generator was trained with"
+            )
+        if reuse < 1:
+            raise ValueError(f"task.reuse={reuse} must be at least 1, which renders anew at every step")
+        self.data, self.renderer, self.solver, self.reuse = data, renderer, solver, reuse
+        self.generator = generator.eval().requires_grad_(False)
+        self.encoder, self.regressor = encoder, regressor
+        self.batch_size, self.mirror, self.seed = batch_size, mirror, seed
+        self.sampler = StepSampler(len(data), batch_size, seed)
+        self.modules: dict[str, nn.Module] = {"encoder": encoder}
+        if regressor is not None:
+            self.modules["regressor"] = regressor
+        if pretrained is not None:
+            for backbone in (encoder.backbone, encoder.latent_backbone, getattr(regressor, "backbone", None)):
+                if backbone is not None:
+                    load_backbone(backbone, pretrained)
+        self._seen: dict[int, tuple[Camera, Tensor | None]] = {}
+        self._kept: dict[int, Rendered] = {}
+        parameters = [parameter for module in self.modules.values() for parameter in module.parameters()]
+        self.phases = [
+            Phase(
+                name="encoder",
+                optimizer=torch.optim.Adam(parameters, rate),
+                loss=self.loss,
+                rate=schedule,
+                autocast=torch.bfloat16 if mixed_precision else None,
+            )
+        ]
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[Tensor]:
+        """The items of the data whose cameras are used, for the batch that each step renders."""
+        return (torch.tensor(self._items(step // self.reuse, rank, world_size)) for step in count(start))
+
+    def loss(self, items: Int[Tensor, "B"], step: int) -> dict[str, Tensor]:
+        return {name: values.mean() for name, values in self.errors(self.batch(items.device, step)).items()}
+
+    def errors(self, truth: Rendered) -> dict[str, Float[Tensor, "B"]]:
+        """The loss terms of each image."""
+        seen = self.encoder(truth.rgb)
+        errors = {
+            "coords": bootstrap.coords(seen.coords, truth.coords, truth.mask),
+            "mask": bootstrap.mask(seen.mask, truth.mask),
+            "latent": bootstrap.latent(seen.latent, truth.latent),
+        }
+        if self.regressor is not None:
+            errors["pose"] = bootstrap.pose(self.regressor(truth.rgb), truth.camera)
+        return errors
+
+    def batch(self, device: torch.device, step: int) -> Rendered:
+        """What a step is trained on: newly rendered or, with `reuse`, drawn from what was rendered lately.
+
+        It is a function of the step alone; the batches kept are only not rendered again.
+        """
+        newest = step // self.reuse
+        if self.reuse == 1:
+            return self.rendered(newest, device)
+        oldest = max(newest - KEPT + 1, 0)
+        self._kept = {
+            number: self._kept[number] if number in self._kept else self.rendered(number, device)
+            for number in range(oldest, newest + 1)
+        }
+        share = self.batch_size // dist.world_size()
+        chosen = zip(torch.randint(oldest, newest + 1, (share,)), torch.randint(share, (share,)), strict=True)
+        return Rendered.cat([self._kept[int(number)][int(row)] for number, row in chosen])
+
+    @torch.no_grad()
+    def rendered(self, number: int, device: torch.device) -> Rendered:
+        """This rank's part of the batch of that number; whatever is random about it depends on the number alone."""
+        rng = shared_rng(self.seed, number)
+        latent = torch.randn(self.batch_size, self.generator.latent_dim, generator=rng)
+        mirrored = torch.rand(self.batch_size, generator=rng) < (0.5 if self.mirror else 0.0)
+        seed = int(torch.randint(2**62, (), generator=rng)) + dist.rank()
+        items = self._items(number, dist.rank(), dist.world_size())
+        share = slice(dist.rank() * len(items), (dist.rank() + 1) * len(items))
+        return self._render(items, latent[share], mirrored[share], seed, device)
+
+    @torch.no_grad()
+    def samples(self, device: torch.device) -> Rendered:
+        """The renderings on which reports measure: of cameras spread over the data, none mirrored."""
+        items = torch.linspace(0, len(self.data) - 1, SAMPLES).long().tolist()
+        latent = torch.randn(SAMPLES, self.generator.latent_dim, generator=shared_rng(self.seed + 1, 0))
+        return self._render(items, latent, torch.zeros(SAMPLES, dtype=torch.bool), self.seed, device)
+
+    def after_step(self, step: int) -> None:
+        """There is nothing that follows the weights."""
+
+    @torch.no_grad()
+    def report(self, run: Run, step: int) -> None:
+        """Mean losses and median rotation errors on the samples; rendered image, true map, predicted map, mask."""
+        truth = self.samples(run.device)
+        for module in self.modules.values():
+            module.eval()
+        scores = {name: values.mean().item() for name, values in self.errors(truth).items()}
+        seen = self.encoder(truth.rgb)
+        if self.solver is not None:
+            poses = self.solver(seen.coords, seen.mask)
+            scores["rotation_deg"] = rotation.angle(poses.camera.quat, truth.camera.quat).median().item()
+        if self.regressor is not None:
+            regressed = self.regressor(truth.rgb)
+            scores["rotation_deg_regressed"] = rotation.angle(regressed.quat, truth.camera.quat).median().item()
+        for module in self.modules.values():
+            module.train()
+        run.log.scalars(step, scores, prefix="quality/")
+        reach = self.generator.scene_range
+        rows = [truth.rgb, truth.coords / reach, seen.coords * (seen.mask > 0.5) / reach, 2 * seen.mask - 1]
+        columns = torch.cat([row[:SHOWN].expand(-1, 3, -1, -1) for row in rows])
+        run.log.image(step, "samples", grid(columns.clamp(-1, 1), columns=SHOWN))
+
+    def finish(self, run: Run) -> None:
+        """The weights are all that is left behind."""
+
+    def _items(self, number: int, rank: int, world_size: int) -> list[int]:
+        return self.sampler.indices(number, rank, world_size)
+
+    def _cameras(self, items: Sequence[int]) -> tuple[Camera, Int[Tensor, "B"] | None]:
+        """Cameras and labels; an item is read once, as a camera takes no memory to speak of."""
+        for item in set(items) - self._seen.keys():
+            views = self.data[item]
+            self._seen[item] = views.camera, views.label
+        cameras, labels = zip(*(self._seen[item] for item in items), strict=True)
+        return Camera.cat(cameras), torch.cat(labels) if self.generator.num_classes else None
+
+    def _render(
+        self,
+        items: Sequence[int],
+        latent: Float[Tensor, "B L"],
+        mirrored: Bool[Tensor, "B"],
+        seed: int,
+        device: torch.device,
+    ) -> Rendered:
+        self.generator.to(device)
+        like = next(self.generator.parameters())
+        camera, label = self._cameras(items)
+        both = Camera.cat([camera, camera.mirror()])
+        camera = both[torch.arange(len(items)) + len(items) * mirrored].to(device, dtype=like.dtype)
+        on_gpu = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=on_gpu), torch.autocast(device.type, enabled=False):
+            torch.manual_seed(seed)
+            style = self.generator.style(latent.to(like), None if label is None else label.to(device))
+            image = self.renderer(self.generator(style), camera, extras=frozenset({"coords"}))
+        return Rendered(image.rgb.clamp(-1, 1), image.mask, image.coords, style, camera)
