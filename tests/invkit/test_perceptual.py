@@ -1,5 +1,10 @@
 """The perceptual losses against their formulas."""
 
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -7,7 +12,8 @@ from invkit.camera import Camera
 from invkit.features.lpips import LPIPS
 from invkit.features.vgg import VGG19
 from invkit.features.weights import RANDOM
-from invkit.losses.perceptual import LearnedPerceptual, Perceptual
+from invkit.losses.perceptual import LearnedPerceptual, Perceptual, Similarities, WarpedPerceptual
+from invkit.losses.pixel import picture_l1, picture_mse
 from invkit.types import Estimate, Rendering, Views
 
 LAYERS = ("relu1_2", "relu2_2")
@@ -79,3 +85,115 @@ def test_learned_perceptual_is_lpips_of_the_objects_cut_out(rng):
     assert float(expected.min()) > 0
     term = LearnedPerceptual(network)
     torch.testing.assert_close(term(estimate, term.target(views)), expected, rtol=1e-4, atol=1e-7)
+
+
+# ---- Warped pictures -------------------------------------------------------------------------------------------------
+
+
+def by_hand(image: Tensor, matrix: Tensor, fill: float) -> Tensor:
+    """One warped picture, pixel by pixel; `image` [C, H, W] is continued by `fill`."""
+    size = image.shape[-1]
+    padded = torch.nn.functional.pad(image, (40, 40, 40, 40), value=fill)
+    warped = torch.empty_like(image)
+    for row in range(size):
+        for column in range(size):
+            place = torch.tensor([(2 * column + 1) / size - 1, (2 * row + 1) / size - 1, 1.0], dtype=image.dtype)
+            x, y = ((matrix @ place + 1) * size / 2 - 0.5).tolist()
+            left, top = math.floor(x), math.floor(y)
+            corners = padded[:, top + 40 : top + 42, left + 40 : left + 42]
+            along, down = torch.tensor([left + 1 - x, x - left]), torch.tensor([top + 1 - y, y - top])
+            warped[:, row, column] = (corners * down.to(image)[:, None] * along.to(image)).sum(dim=(1, 2))
+    return warped
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_warped_lpips_is_the_mean_over_the_warped_pairs(rng, background):
+    network = LPIPS("squeeze", weights=RANDOM)
+    estimate, views = pair(rng, torch.float64)
+    term = WarpedPerceptual(network, warps=3, background=background, seed=7)
+    target = term.target(views)
+    value = term(replace(estimate, steps=4), target)
+    matrices = term.matrices(views.index, 4).double()
+    photographs = views.rgb * views.mask + background * (1 - views.mask)
+    for b in range(3):
+        ours, theirs = [estimate.image.rgb[b]], [photographs[b]]
+        for matrix in matrices[b]:
+            ours.append(by_hand(estimate.image.rgb[b], matrix, background))
+            theirs.append(by_hand(photographs[b], matrix, background))
+        expected = network(torch.stack(ours), torch.stack(theirs)).mean()
+        torch.testing.assert_close(value[b], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_without_warps_it_is_lpips(rng):
+    network = LPIPS("squeeze", weights=RANDOM)
+    estimate, views = pair(rng)
+    term = WarpedPerceptual(network, warps=0)
+    expected = network(estimate.image.rgb, views.rgb * views.mask)
+    torch.testing.assert_close(term(estimate, term.target(views)), expected)
+
+
+def test_warps_are_drawn_by_seed_image_and_step_alone(rng):
+    term = WarpedPerceptual(LPIPS("squeeze", weights=RANDOM), warps=4)
+    drawn = term.matrices(torch.tensor([5, 0, 12]), 9)
+    assert torch.equal(term.matrices(torch.tensor([12]), 9)[0], drawn[2])
+    others = [term.matrices(torch.tensor([5]), 10)[0], drawn[1], WarpedPerceptual(term.network, warps=4, seed=1)]
+    others[2] = others[2].matrices(torch.tensor([5]), 9)[0]
+    assert all(float((other - drawn[0]).abs().max()) > 0.1 for other in others)
+    estimate, views = pair(rng)
+    views = replace(views, index=torch.tensor([5, 0, 12]))
+    target, moved = term.target(views), replace(estimate, steps=9)
+    value = term(moved, target)
+    for b in range(3):
+        torch.testing.assert_close(term(moved[b], target[b]), value[b : b + 1], rtol=1e-4, atol=1e-6)
+    # Several hypotheses about one image meet the same warps.
+    twice = term(moved[[0, 0, 1]], target[[0, 0, 1]])
+    torch.testing.assert_close(twice[0], twice[1])
+
+
+def test_warps_are_similarities_of_the_released_spread():
+    drawn = Similarities().draw(20000, np.random.default_rng(0)).double()
+    linear, shift = drawn[..., :2], drawn[..., 2:]
+    scale = torch.linalg.det(linear).sqrt()
+    torch.testing.assert_close(
+        linear @ linear.mT, scale.square()[:, None, None] * torch.eye(2).double(), rtol=0, atol=1e-5
+    )
+    angle = torch.atan2(linear[:, 1, 0], linear[:, 0, 0])
+    undone = torch.linalg.solve(linear, shift)
+    assert abs(float(scale.log2().std()) - 0.2) < 0.005
+    assert abs(float(scale.log2().mean())) < 0.005
+    assert abs(float(angle.abs().mean()) - math.pi / 2) < 0.03
+    assert abs(float(undone.std()) - 0.1) < 0.002
+    assert float(Similarities(0.0, 0.0, 0.0).draw(1, np.random.default_rng(0))[0, 0, 0]) == 1
+
+
+def test_a_plain_picture_stays_plain_under_every_warp(rng):
+    network = LPIPS("squeeze", weights=RANDOM)
+    _, views = pair(rng)
+    white = replace(views, rgb=torch.ones_like(views.rgb))
+    term = WarpedPerceptual(network, warps=5, background=1.0)
+    same = Estimate(torch.zeros(3, 1), views.camera, None, Rendering(white.rgb, white.mask))
+    torch.testing.assert_close(term(same, term.target(white)), torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_the_gradient_of_warped_lpips_is_right(rng):
+    estimate, views = pair(rng, torch.float64, size=18)
+    term = WarpedPerceptual(LPIPS("squeeze", weights=RANDOM), warps=2)
+    target = term.target(views)
+    leaf = estimate.image.rgb[:, :, 4:6, 4:6].clone().requires_grad_()
+
+    def value(patch: Tensor) -> Tensor:
+        rgb = estimate.image.rgb.clone()
+        rgb[:, :, 4:6, 4:6] = patch
+        return term(replace(estimate, image=Rendering(rgb, estimate.image.mask)), target)
+
+    assert torch.autograd.gradcheck(value, (leaf,), rtol=1e-3, atol=1e-7)
+
+
+def test_whole_pictures_are_compared_on_the_renderings_background(rng):
+    estimate, views = pair(rng)
+    photographs = torch.where(views.mask > 0, views.rgb, torch.ones(()))
+    difference = (estimate.image.rgb - photographs).double()
+    l1 = picture_l1(estimate, views, background=1.0)
+    torch.testing.assert_close(l1.double(), difference.abs().mean(dim=(1, 2, 3)))
+    mse = picture_mse(estimate, views, background=1.0)
+    torch.testing.assert_close(mse.double(), difference.square().mean(dim=(1, 2, 3)))
