@@ -131,11 +131,11 @@ class EncoderTask:
         ]
 
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[Tensor]:
-        """The items of the data whose cameras are used, for the batch that each step renders."""
-        return (torch.tensor(self._items(step // self.reuse, rank, world_size)) for step in count(start))
+        """The steps' numbers and nothing else: what a step is trained on is rendered where the loss is computed."""
+        return map(torch.tensor, count(start))
 
-    def loss(self, items: Int[Tensor, "B"], step: int) -> dict[str, Tensor]:
-        return {name: values.mean() for name, values in self.errors(self.batch(items.device, step)).items()}
+    def loss(self, number: Int[Tensor, ""], step: int) -> dict[str, Tensor]:
+        return {name: values.mean() for name, values in self.errors(self.batch(number.device, step)).items()}
 
     def errors(self, truth: Rendered) -> dict[str, Float[Tensor, "B"]]:
         """The loss terms of each image."""
@@ -173,7 +173,7 @@ class EncoderTask:
         latent = torch.randn(self.batch_size, self.generator.latent_dim, generator=rng)
         mirrored = torch.rand(self.batch_size, generator=rng) < (0.5 if self.mirror else 0.0)
         seed = int(torch.randint(2**62, (), generator=rng)) + dist.rank()
-        items = self._items(number, dist.rank(), dist.world_size())
+        items = self.sampler.indices(number, dist.rank(), dist.world_size())
         share = slice(dist.rank() * len(items), (dist.rank() + 1) * len(items))
         return self._render(items, latent[share], mirrored[share], seed, device)
 
@@ -211,9 +211,6 @@ class EncoderTask:
 
     def finish(self, run: Run) -> None:
         """The weights are all that is left behind."""
-
-    def _items(self, number: int, rank: int, world_size: int) -> list[int]:
-        return self.sampler.indices(number, rank, world_size)
 
     def _cameras(self, items: Sequence[int]) -> tuple[Camera, Int[Tensor, "B"] | None]:
         """Cameras and labels; an item is read once, as a camera takes no memory to speak of."""
