@@ -43,6 +43,7 @@ class Discriminator(nn.Module):
             raise ValueError(f"images of {size} pixels: their side must be a power of two from 8 on")
         if num_classes and not conditional:
             raise ValueError(f"num_classes={num_classes} with conditional=False: classes are part of the condition")
+        self.channels = channels
         self.resolutions = [2**power for power in range(size.bit_length() - 1, 2, -1)]
         width = {r: max(1, min(channel_base // r, max_channels)) for r in [*self.resolutions, 4]}
         for resolution in self.resolutions:
@@ -145,7 +146,7 @@ def batch_variety(maps: Float[Tensor, "B C H W"], group_size: int) -> Float[Tens
     the largest size that divides both.
     """
     group_size = math.gcd(len(maps), group_size)
-    grouped = maps.float().unflatten(0, (group_size, -1))
+    grouped = maps.to(torch.promote_types(maps.dtype, torch.float32)).unflatten(0, (group_size, -1))
     deviation = (grouped.var(dim=0, correction=0) + 1e-8).sqrt()
     return deviation.mean(dim=(1, 2, 3)).repeat(group_size)
 

@@ -23,7 +23,7 @@ KIT = (
     {"protocols"},
     {"files"},
     {"images", "dist", "log", "checkpoint"},
-    {"features", "data"},
+    {"features", "data", "augment"},
     {"losses", "metrics"},
     {"objective", "records", "viewpoints", "train", "schedule", "search_state"},
     {"measurement"},

@@ -94,8 +94,7 @@ class AnnotatedPhotos(ImageSet):
         item = index % len(self.records)
         record, mask = self.records[item], self._mask(item)
         image = read_photo(record, mask)
-        u = np.random.default_rng([self.seed, index]).random(4).tolist()
-        square = self.preparation.square(record.box, *mask.shape, self.jitter, u)
+        square = self._square(index)
         rgb, cut_mask = self.preparation.cut(image, mask[None], square, self.size)
         label = None if record.label is None else torch.tensor([record.label])
         views = Views(rgb, cut_mask, self._camera(item, square), label, torch.tensor([index]))
@@ -103,6 +102,18 @@ class AnnotatedPhotos(ImageSet):
         if index == item:
             return views
         return views.mirror(None if self.exact_mirror else self.size)
+
+    def camera(self, index: int) -> Camera:
+        index = self._position(index)
+        item = index % len(self.records)
+        camera = self._camera(item, self._square(index)).to("cpu", dtype=torch.float32)
+        return camera if index == item else camera.mirror(None if self.exact_mirror else self.size)
+
+    def _square(self, index: int) -> Box:
+        """What item `index` is cut out by."""
+        record = self.records[index % len(self.records)]
+        u = np.random.default_rng([self.seed, index]).random(4).tolist()
+        return self.preparation.square(record.box, *record.mask.shape, self.jitter, u)
 
     def _mask(self, item: int) -> Float[Tensor, "H W"]:
         return torch.from_numpy(self.records[item].mask.astype(np.float64))

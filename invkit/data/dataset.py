@@ -41,6 +41,10 @@ class ImageSet(ABC):
     def __getitem__(self, index: int) -> Views:
         """Item `index` as a batch of one, float32, on the CPU."""
 
+    def camera(self, index: int) -> Camera:
+        """The camera of item `index`, as in the item; without its picture where that is cheaper."""
+        return self[index].camera
+
     def batch(self, indices: Sequence[int]) -> Views:
         """These items as one batch, in this order."""
         return Views.cat([self[index] for index in indices])
@@ -75,6 +79,9 @@ class Subset(ImageSet):
     def __getitem__(self, index: int) -> Views:
         position = self._position(index)
         return replace(self.dataset[self.indices[position]], index=torch.tensor([position]))
+
+    def camera(self, index: int) -> Camera:
+        return self.dataset.camera(self.indices[self._position(index)])
 
     def annotated(self) -> ImageSet:
         chosen = set(self.names)
@@ -119,6 +126,9 @@ class Cached(ImageSet):
         if position not in self._items:
             self._items[position] = self.dataset[position]
         return self._items[position]
+
+    def camera(self, index: int) -> Camera:
+        return self.dataset.camera(index)
 
     def annotated(self) -> ImageSet:
         return self.dataset.annotated()

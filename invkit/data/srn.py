@@ -70,20 +70,25 @@ class Srn(ImageSet):
 
     def __getitem__(self, index: int) -> Views:
         index = self._position(index)
-        image_path, pose_path = self._files[index]
+        image_path, _ = self._files[index]
         image = read_image(image_path)[None]
         if image.shape[2] != image.shape[3]:
             raise ValueError(f"{image_path} is {image.shape[3]} x {image.shape[2]} pixels; SRN images are square")
         mask = (image != 1).any(dim=1, keepdim=True).to(image)
         if image.shape[-1] != self.size:
             image, mask = (interpolate(tensor, size=self.size, mode="area") for tensor in (image, mask))
+        return Views(2 * image - 1, mask, self.camera(index), None, torch.tensor([index])).to(
+            "cpu", dtype=torch.float32
+        )
+
+    def camera(self, index: int) -> Camera:
+        _, pose_path = self._files[self._position(index)]
         focal, center = (torch.tensor([value], dtype=torch.float64) for value in self._lens())
         matrix = torch.from_numpy(read_pose(pose_path) @ np.diag([1.0, -1.0, -1.0, 1.0]))[None]
         try:
-            camera = Camera.from_matrix(matrix, focal, center)
+            return Camera.from_matrix(matrix, focal, center).to("cpu", dtype=torch.float32)
         except ValueError as error:
             raise ValueError(f"{pose_path}: {error}") from error
-        return Views(2 * image - 1, mask, camera, None, torch.tensor([index])).to("cpu", dtype=torch.float32)
 
     def _lens(self) -> tuple[float, tuple[float, float]]:
         x, y = self.intrinsics.center

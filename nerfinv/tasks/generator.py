@@ -1,0 +1,433 @@
+"""The GAN of radiance fields (Bootstrapped Radiance Field Inversion, section 3.1 and appendix A.1).
+
+A step is the generator's or the discriminator's turn, in alternation; published numbers of iterations, and the lengths
+of all schedules here, count both. Before the first turn the generator learns to make spheres: from a surface a surface
+can grow.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from invkit import dist, rotation
+from invkit.augment import Similarity, blurred, random_similarity
+from invkit.batch import Batch, Record
+from invkit.camera import Camera
+from invkit.data.dataset import ImageSet
+from invkit.data.sampler import StepSampler, batches
+from invkit.images import composite, grid
+from invkit.train.ada import Ada
+from invkit.train.ema import Ema
+from invkit.train.loop import Phase, Run, shared_rng
+from invkit.train.schedule import every, ramp
+from invkit.types import Rendering, Views
+from invkit.viewpoints import orbit
+from nerfinv.discriminator import Discriminator, pose_vector
+from nerfinv.field import RadianceField
+from nerfinv.generator.generator import Generator
+from nerfinv.losses import surface
+from nerfinv.losses.path_length import PathLength, path_lengths
+from nerfinv.renderers.volume import VolumeRenderer
+
+SAMPLES, AZIMUTHS = 6, 4
+ELEVATION = 20.0
+"""Degrees above the horizon from which sample pictures look, as far as the data have such a camera."""
+
+BESIDE = 0.004
+"""Standard deviation of the distance to the second point of the total variation, relative to half the box."""
+
+
+@dataclass(frozen=True)
+class Shots(Batch):
+    """What is to be generated for a batch, and how that and the photographs are disturbed."""
+
+    latent: Float[Tensor, "B L"]
+    camera: Camera
+    label: Int[Tensor, "B"] | None
+    mirrored: Bool[Tensor, "B"]
+    moves: Similarity
+    photograph_mirrored: Bool[Tensor, "B"]
+    photograph_moves: Similarity
+
+
+class GanTask:
+    """Adversarial training of the generator of radiance fields and its discriminator.
+
+    All lengths of schedules are in steps; warm-ups and ramps count from the first turn, after `sphere_steps`.
+
+    Args:
+        data: images at the renderer's size or, for sharper augmentation, at a multiple of it.
+        renderer: its background is also put behind the photographs.
+        warm_up: turns of each player until its learning rate, from a tenth on, is full.
+        r1_weight: gamma; half of it weighs the squared gradient at photographs.
+        surface_warm_up: in which total variation and entropy get their full weight.
+        cells: the surface losses are taken at cells^3 points of each object.
+        blur_sigma, blur_steps: photographs are smoothed by so many of their pixels at first, and not any more after so
+            many steps.
+        ada: None never augments.
+        ada_start, ada_every: its probability moves at every so-manieth turn of the discriminator from this step on.
+        ema_decay: of the generator's running average, for each of its turns.
+        ema_fast, ema_medium: steps until which it forgets a hundred and ten times as fast.
+        sphere_steps: 0 begins from random shapes.
+        sphere_radius: object units.
+        mirror: half of all images are mirrored; for objects symmetric in x.
+        mixed_precision: synthesis network and discriminator compute in bfloat16; distances, densities, colors and all
+            losses stay in float32.
+        r1_every, path_every, surface_every: turns from one to the next at which a regularizer is there, that many times
+            as strong.
+        shift_objects: a shifted image is rendered with the object moved sideways and not with the principal point
+            moved, as in the released code; with perspective that is not quite the same.
+        opengl_axes: of the poses the discriminator is told (see `pose_vector`).
+        overshoot: the warm-up ends one increment above the full rate, as by rounding in the released code.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: ImageSet,
+        generator: Generator,
+        discriminator: Discriminator,
+        renderer: VolumeRenderer,
+        ada: Ada | None = None,
+        batch_size: int = 32,
+        generator_rate: float = 0.0025,
+        discriminator_rate: float = 0.002,
+        warm_up: int = 1000,
+        clip_norm: float = 100.0,
+        r1_weight: float = 5.0,
+        eikonal_weight: float = 0.1,
+        variation_weight: float = 0.5,
+        entropy_weight: float = 0.05,
+        surface_warm_up: int = 12_500,
+        cells: int = 31,
+        path_weight: float = 2.0,
+        path_warm_up: int = 2000,
+        blur_sigma: float = 10.0,
+        blur_steps: int = 12_500,
+        ada_start: int = 12_500,
+        ada_every: int = 4,
+        ema_decay: float = 0.5 ** (32 / 10_000),
+        ema_fast: int = 1000,
+        ema_medium: int = 10_000,
+        sphere_steps: int = 1000,
+        sphere_radius: float = 1.0,
+        mirror: bool = True,
+        mixed_precision: bool = False,
+        r1_every: int = 1,
+        path_every: int = 1,
+        surface_every: int = 1,
+        shift_objects: bool = False,
+        opengl_axes: bool = False,
+        overshoot: bool = False,
+        seed: int = 0,
+        workers: int = 2,
+    ) -> None:
+        if data.size % renderer.size:
+            raise ValueError(
+                f"task.data.size={data.size} must be task.renderer.size={renderer.size} or a multiple of it"
+            )
+        if generator.num_classes not in (0, data.num_classes):
+            raise ValueError(
+                f"task.generator.num_classes={generator.num_classes}, but task.data has {data.num_classes}: give the "
+                "same number, or 0"
+            )
+        if not generator.density.signed_distance and (sphere_steps or eikonal_weight):
+            raise ValueError(
+                "a generator without signed distances has no sphere to start from and no Eikonal loss: give "
+                "task.sphere_steps=0 task.eikonal_weight=0"
+            )
+        self.data, self.generator, self.discriminator, self.renderer = data, generator, discriminator, renderer
+        self.ada, self.batch_size, self.seed, self.workers = ada, batch_size, seed, workers
+        self.warm_up, self.overshoot = warm_up, overshoot
+        self.r1_weight, self.path_weight, self.path_warm_up = r1_weight, path_weight, path_warm_up
+        self.eikonal_weight, self.variation_weight, self.entropy_weight = (
+            eikonal_weight,
+            variation_weight,
+            entropy_weight,
+        )
+        self.surface_warm_up, self.cells = surface_warm_up, cells
+        self.blur_sigma, self.blur_steps = blur_sigma, blur_steps
+        self.ada_start, self.ada_every = ada_start, ada_every
+        self.sphere_steps, self.sphere_radius = sphere_steps, sphere_radius
+        self.mirror, self.mixed_precision = mirror, mixed_precision
+        self.r1_every, self.path_every, self.surface_every = r1_every, path_every, surface_every
+        self.shift_objects, self.opengl_axes = shift_objects, opengl_axes
+        self.sampler = StepSampler(len(data), batch_size, seed)
+        self.ema = Ema(generator, ramp(ema_decay, ema_fast, ema_medium))
+        self.path_length = PathLength()
+        self.modules: dict[str, nn.Module] = {
+            "generator": generator,
+            "generator_ema": self.ema,
+            "discriminator": discriminator,
+            "path_length": self.path_length,
+        }
+        if ada is not None:
+            self.modules["ada"] = ada
+        self._mean_sign: Tensor | None = None
+        self._sphere_optimizer = torch.optim.Adam(generator.parameters(), generator_rate)
+        self.generator_due, self.discriminator_due = every(2, sphere_steps), every(2, sphere_steps + 1)
+        betas = (0.0, 0.99)
+        self.phases = [
+            Phase(
+                name="sphere",
+                optimizer=self._sphere_optimizer,
+                loss=self.sphere_loss,
+                due=lambda step: step < sphere_steps,
+            ),
+            Phase(
+                name="generator",
+                optimizer=torch.optim.Adam(generator.parameters(), generator_rate, betas),
+                loss=self.generator_loss,
+                due=self.generator_due,
+                rate=self.rate,
+                clip_norm=clip_norm,
+            ),
+            Phase(
+                name="discriminator",
+                optimizer=torch.optim.Adam(discriminator.parameters(), discriminator_rate, betas),
+                loss=self.discriminator_loss,
+                due=self.discriminator_due,
+                rate=self.rate,
+                clip_norm=clip_norm,
+            ),
+        ]
+
+    # ---- What a step is given ------------------------------------------------------------------------------------
+
+    def batches(self, start: int, rank: int, world_size: int) -> Iterator[Views | Tensor]:
+        """Photographs where it is the discriminator's turn; nothing where none are needed."""
+        seen = (max(start - self.sphere_steps, 0)) // 2
+        photographs = batches(self.data, self.sampler, seen, rank, world_size, self.workers)
+        nothing = torch.empty(0)
+        return (next(photographs) if self.discriminator_due(step) else nothing for step in count(start))
+
+    @cached_property
+    def cameras(self) -> Camera:
+        """Of all items of the data.
+
+        Raises:
+            ValueError: some are not known.
+        """
+        if self.data.guessed_cameras:
+            raise ValueError(
+                f"task.data: no camera is known of {len(self.data.guessed_cameras)} of {len(self.data)} images, first "
+                f"{self.data.guessed_cameras[0]}; radiance fields are trained under known cameras. Give them, or leave "
+                "these images out"
+            )
+        return Camera.cat([self.data.camera(index) for index in range(len(self.data))])
+
+    @cached_property
+    def labels(self) -> Int[Tensor, "N"] | None:
+        """Of all items of the data; None where the generator has no classes."""
+        if not self.generator.num_classes:
+            return None
+        return torch.cat([self.data[index].label for index in range(len(self.data))])
+
+    def shots(self, step: int) -> Shots:
+        """This rank's part of what is drawn for a step, on the generator's device.
+
+        It is drawn for the whole batch, so it does not depend on how many ranks there are. Cameras are drawn from the
+        data's with replacement.
+        """
+        rng = shared_rng(self.seed, step)
+        chosen = torch.randint(len(self.data), (self.batch_size,), generator=rng)
+        latent = torch.randn(self.batch_size, self.generator.latent_dim, generator=rng)
+        chance = 0.5 if self.mirror else 0.0
+        probability = 0.0 if self.ada is None else self.ada.probability.item()
+        mirrored, photograph_mirrored = torch.rand(2, self.batch_size, generator=rng) < chance
+        moves, photograph_moves = (random_similarity(self.batch_size, rng, probability=probability) for _ in range(2))
+        labels = None if self.labels is None else self.labels[chosen]
+        camera = _some(mirrored, self.cameras[chosen].mirror(), self.cameras[chosen])
+        drawn = Shots(latent, camera, labels, mirrored, moves, photograph_mirrored, photograph_moves)
+        size = self.batch_size // dist.world_size()
+        like = next(self.generator.parameters())
+        return drawn[dist.rank() * size : (dist.rank() + 1) * size].to(like.device, dtype=like.dtype)
+
+    def moved(self, camera: Camera, moves: Similarity) -> Camera:
+        return moves.move_object(camera) if self.shift_objects else moves.move(camera)
+
+    def rate(self, step: int) -> float:
+        """Of both players: from a tenth to all of the learning rate in `warm_up` turns of each."""
+        if not self.warm_up:
+            return 1.0
+        turns = min((step - self.sphere_steps) // 2, self.warm_up + self.overshoot)
+        return 0.1 + 0.9 * turns / self.warm_up
+
+    def half_precision(self, device: torch.device) -> AbstractContextManager:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision)
+
+    # ---- Losses --------------------------------------------------------------------------------------------------
+
+    def sphere_loss(self, _: Tensor, step: int) -> dict[str, Tensor]:
+        """Every field a sphere (Eq. 3)."""
+        shots = self.shots(step)
+        field = self.generator(self.generator.style(shots.latent, shots.label))
+        points = surface.stratified_points(field, self.cells)
+        value, gradient = surface.value_and_gradient(field, points)
+        return {
+            "distance": surface.sphere(value, points, self.sphere_radius).mean(),
+            "eikonal": self.eikonal_weight * surface.eikonal(gradient).mean(),
+        }
+
+    def generated(self, shots: Shots) -> tuple[Float[Tensor, "B W S"], RadianceField, Rendering, Camera]:
+        """Styles, fields, their pictures and the cameras of these."""
+        style = self.generator.style(shots.latent, shots.label)
+        styles = style[:, None].expand(-1, self.generator.num_styles, -1)
+        with self.half_precision(style.device):
+            field = self.generator(styles).map(_widened)
+        camera = self.moved(shots.camera, shots.moves)
+        return styles, field, self.renderer(field, camera), camera
+
+    def judged(
+        self, image: Float[Tensor, "B C H W"], camera: Camera, label: Int[Tensor, "B"] | None
+    ) -> Float[Tensor, "B"]:
+        """Logits. The discriminator is told where the object's center lands, principal point and all."""
+        pose = pose_vector(replace(camera, center=torch.zeros_like(camera.center)), opengl_axes=self.opengl_axes)
+        with self.half_precision(image.device):
+            return _widened(self.discriminator(image, pose, label))
+
+    def seen(self, rgb: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B C H W"]:
+        """What the discriminator sees of an image: its colors and, where it has four channels, the silhouette."""
+        return torch.cat([rgb, mask], dim=1) if self.discriminator.channels == 4 else rgb
+
+    def generator_loss(self, _: Tensor, step: int) -> dict[str, Tensor]:
+        turn = (step - self.sphere_steps) // 2
+        shots = self.shots(step)
+        styles, field, image, camera = self.generated(shots)
+        logits = self.judged(self.seen(image.rgb, image.mask), camera, shots.label)
+        terms = {"adversarial": F.softplus(-logits).mean()}
+        if turn % self.surface_every == 0:
+            ramped = _ramped(step - self.sphere_steps, self.surface_warm_up)
+            terms |= {name: self.surface_every * term for name, term in self.surface_terms(field, ramped).items()}
+        if self.path_weight and turn % self.path_every == 0:
+            weight = self.path_weight * self.path_every * _ramped(step - self.sphere_steps, self.path_warm_up)
+            terms["path_length"] = weight * self.path_length(path_lengths(styles, field)).mean()
+        return terms
+
+    def surface_terms(self, field: RadianceField, ramped: float) -> dict[str, Tensor]:
+        """Eikonal loss, total variation and entropy of the fields, weighted; the last two grow with `ramped`."""
+        points = surface.stratified_points(field, self.cells)
+        terms = {}
+        if self.eikonal_weight:
+            value, gradient = surface.value_and_gradient(field, points)
+            terms["eikonal"] = self.eikonal_weight * surface.eikonal(gradient).mean()
+        else:
+            value = field.value(points)
+        if self.variation_weight:
+            beside = field.value(points + BESIDE * field.half_side * torch.randn_like(points))
+            variation = surface.total_variation(field.density, value, beside).mean()
+            terms["total_variation"] = ramped * self.variation_weight * variation
+        if self.entropy_weight:
+            terms["entropy"] = ramped * self.entropy_weight * surface.entropy(field.density, value).mean()
+        return terms
+
+    def discriminator_loss(self, photographs: Views, step: int) -> dict[str, Tensor]:
+        turn = (step - self.sphere_steps) // 2
+        shots = self.shots(step)
+        image, camera = self.disturbed(photographs, shots, step)
+        image = image.detach().requires_grad_()
+        label = None if shots.label is None else photographs.label
+        logits = self.judged(image, camera, label)
+        terms = {"real": F.softplus(-logits).mean()}
+        self._mean_sign = logits.detach().sign().mean()
+        if self.r1_weight and turn % self.r1_every == 0:
+            (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
+            squares = gradient.square().flatten(1).sum(dim=1)
+            terms["r1"] = self.r1_weight / 2 * self.r1_every * squares.mean()
+        with torch.no_grad():
+            _, _, fake, camera = self.generated(shots)
+        terms["fake"] = F.softplus(self.judged(self.seen(fake.rgb, fake.mask), camera, shots.label)).mean()
+        return terms
+
+    @torch.no_grad()
+    def disturbed(self, photographs: Views, shots: Shots, step: int) -> tuple[Float[Tensor, "B C H W"], Camera]:
+        """The photographs as the discriminator is shown them, and their cameras: mirrored, moved, smoothed."""
+        photographs = photographs.to(shots.latent.device, dtype=shots.latent.dtype)
+        if self.mirror:
+            photographs = _some(shots.photograph_mirrored, photographs.mirror(), photographs)
+        behind = self.renderer.background
+        image = self.seen(composite(photographs.rgb, photographs.mask, behind), photographs.mask)
+        fill = image.new_tensor([behind, behind, behind, 0.0])[: image.shape[1], None, None]
+        camera = photographs.camera
+        if self.ada is not None and self.ada.probability.item() > 0:
+            image, camera = shots.photograph_moves.warp(image, fill), self.moved(camera, shots.photograph_moves)
+        if self.data.size != self.renderer.size:
+            image = F.avg_pool2d(image, self.data.size // self.renderer.size)
+        if self.blur_steps:
+            sigma = self.blur_sigma * max(1 - (step - self.sphere_steps) / self.blur_steps, 0.0)
+            image = blurred(image, sigma, fill)
+        return image, camera
+
+    def after_step(self, step: int) -> None:
+        since = step - self.sphere_steps
+        if since < 0:
+            if since == -1:
+                self.ema.module.load_state_dict(self.generator.state_dict())
+                self._sphere_optimizer.state.clear()
+        elif self.generator_due(step):
+            self.generator.density.keep_in_range()
+            self.ema.update(self.generator, since)
+        elif self.ada is not None and since >= self.ada_start and (since // 2) % self.ada_every == self.ada_every - 1:
+            dist.all_reduce_mean([self._mean_sign])
+            self.ada.update(self._mean_sign, self.batch_size * self.ada_every)
+
+    # ---- What there is to look at --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def report(self, run: Run, step: int) -> None:
+        """Colors and normals of fixed latents from all sides, an object a row; how sharp the surface is."""
+        rng = torch.Generator().manual_seed(self.seed)
+        generator = self.ema.module
+        like = next(generator.parameters())
+        latent = torch.randn(SAMPLES, generator.latent_dim, generator=rng).to(like)
+        label = None
+        if self.labels is not None:
+            present = torch.tensor(sorted(set(self.labels.tolist())))
+            label = present[torch.linspace(0, len(present) - 1, SAMPLES).long()].to(like.device)
+        degrees = torch.arange(AZIMUTHS) * (360 / AZIMUTHS)
+        sides = orbit(self.upright_camera(), degrees).to(like.device, dtype=like.dtype)
+        field = generator(generator.style(latent, label))
+        renderer = copy.copy(self.renderer)
+        renderer.random = False
+        extras = frozenset({"normals"}) if generator.density.signed_distance else frozenset()
+        image = renderer(field.repeat(AZIMUTHS), Camera.cat([sides] * SAMPLES), extras=extras)
+        run.log.image(step, "samples", grid(image.rgb, columns=AZIMUTHS))
+        if image.normals is not None:
+            facing = image.normals * image.normals.new_tensor([1.0, -1.0, -1.0])[:, None, None]
+            run.log.image(step, "normals", grid(facing + 1 - image.mask, columns=AZIMUTHS))
+
+    def upright_camera(self) -> Camera:
+        """The camera of the data that comes nearest to looking from `ELEVATION` degrees above, upright; z is up."""
+        up = rotation.rotate(
+            self.cameras.quat, self.cameras.quat.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(self.cameras), -1, -1)
+        )
+        elevation = math.radians(ELEVATION)
+        wanted = up.new_tensor([0.0, -math.cos(elevation), -math.sin(elevation)])
+        return self.cameras[int((up.squeeze(1) @ wanted).argmax())]
+
+    def finish(self, run: Run) -> None:
+        """The weights are all that is left behind."""
+
+
+def _ramped(step: int, steps: int) -> float:
+    """From 0 to 1 in so many steps."""
+    return min(step / steps, 1.0) if steps else 1.0
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
+
+
+def _some(chosen: Bool[Tensor, "B"], changed: Record, unchanged: Record) -> Record:
+    """The changed images where chosen, the unchanged ones elsewhere."""
+    index = torch.arange(len(chosen), device=chosen.device)
+    return type(unchanged).cat([changed, unchanged])[torch.where(chosen, index, index + len(chosen))]
