@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,6 +55,70 @@ def load(path: Path | str) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged file can fail in any of the readers' ways
         raise ValueError(f"{path} is damaged or not a checkpoint ({error}); delete it or restore it") from error
+
+
+def load_foreign(path: Path | str) -> dict[str, Any]:
+    """What a file of another project holds, on the CPU; also one of before 2020, which is no archive.
+
+    It cannot run code: more than tensors, plain values and numpy's numbers is refused. Arrays of numbers, such as
+    random states, are passed over: `Unread` stands in their place.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or it asks for something that could run code; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"wrong checksum of {damaged}")
+        with torch.serialization.safe_globals(_numpy_names()):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged file can fail in any of the readers' ways
+        message = str(error)
+        if asked := re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", message):
+            raise ValueError(
+                f"{path} asks for {asked[1] or asked[2]}. Networks and training arguments do not need it and it might "
+                "run code, so the file is refused; save it again with tensors and plain values only, where you trust it"
+            ) from None
+        reason = message.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}); get it again") from error
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path} holds a {type(payload).__name__} and not the dictionary of a released checkpoint")
+    return payload
+
+
+class Unread:
+    """An array of numpy in a file of another project; nothing of it is kept."""
+
+    def __init__(self, *description: Any) -> None:
+        """Takes what numpy's own constructor would be given."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes its content."""
+
+    def __repr__(self) -> str:
+        return "an array that was not read"
+
+
+def _numpy_names() -> list[Any]:
+    """What is called to read a pickled number of numpy, and what is called here instead for an array."""
+    scalar = np.float64(0).__reduce__()[0]
+    signed = [np.bool_, np.int8, np.int16, np.int32, np.int64, np.float16, np.float32, np.float64]
+    numbers = [*signed, np.uint8, np.uint16, np.uint32, np.uint64]
+    # numpy has moved its inner modules; files hold either name.
+    renamed = [
+        (found, f"numpy.{folder}.multiarray.{name}")
+        for folder in ("core", "_core")
+        for name, found in (("scalar", scalar), ("_reconstruct", Unread))
+    ]
+    return [*renamed, Unread, np.ndarray, np.dtype, *(type(np.dtype(number)) for number in numbers)]
 
 
 class Checkpoints:

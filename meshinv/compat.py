@@ -21,11 +21,8 @@ The arguments of the constructors are read off the shapes and stored as `config.
 
 import functools
 import inspect
-import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,40 +49,6 @@ BUILDABLE = {
 
 # Arguments of a training whose networks have more inputs or other outputs than ours.
 _NOT_HERE = ("conditional_text", "conditional_color", "conditional_encoding", "texture_only")
-
-
-def read_released(path: Path | str) -> dict[str, Any]:
-    """What a released file holds, on the CPU. It cannot run code: more than tensors and plain values is refused.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or it asks for something that could run code; the message names it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums; files of 2020 are no archives
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"wrong checksum of {damaged}")
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any of the readers' ways
-        message = str(error)
-        if asked := re.search(r"GLOBAL (\S+)", message):
-            raise ValueError(
-                f"{path} asks for {asked[1]}. Networks and training arguments do not need it and it might run code, so "
-                "the file is refused; save it again with tensors and plain values only, where you trust it"
-            ) from None
-        reason = message.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is damaged or not a checkpoint ({reason}); get it again") from error
-    if not isinstance(payload, dict):
-        raise ValueError(f"{path} holds a {type(payload).__name__} and not the dictionary of a released checkpoint")
-    return payload
 
 
 def architecture(state: State) -> dict[str, Any]:
@@ -496,11 +459,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_plain(item) for item in value)
     return value if value is None or isinstance(value, bool | int | float | str | bytes | Tensor) else str(value)
-
-
-def _numpy_scalars() -> list[Any]:
-    """What is called to read a pickled number of numpy, under its old and its new name."""
-    scalar = np.float64(0).__reduce__()[0]
-    numbers = [np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.float16, np.float32, np.float64]
-    names = [(scalar, f"numpy.{folder}.multiarray.scalar") for folder in ("core", "_core")]
-    return [*names, np.dtype, *(type(np.dtype(number)) for number in numbers)]

@@ -1,12 +1,16 @@
-"""Make a checkpoint of this project from a released one of MeshInversion or ConvMesh, or the other way round.
+"""Make a checkpoint of this project from a released one, or the other way round.
 
     python scripts/convert_checkpoint.py checkpoint_latest.pth cub.pt
     python scripts/invert.py experiment=meshinv_invert_cub prior.generator.path=cub.pt
     python scripts/convert_checkpoint.py runs/meshinv_pretrain_cub ours.pth --to-released
+    python scripts/convert_checkpoint.py g_p3d_car_pretrained/checkpoint_latest.pth car.pt --scene-range 1.4
 
-The released file may be of the GAN, with or without its discriminators, or of ConvMesh's first stage. Its training
-arguments are printed: among them is the adversarial loss, on which paper and released code differ. Nothing in a file
-is run; one that would need it is refused. meshinv/compat.py says what becomes of what.
+Which method a file is of, is seen from what is in it. Of MeshInversion and ConvMesh: the GAN, with or without its
+discriminators, or ConvMesh's first stage; the training arguments are printed, for among them is the adversarial loss,
+on which paper and released code differ. Of bootstrapped radiance-field inversion: the GAN, with or without its
+discriminator, whose files do not tell how large the generator's box is (--scene-range), or the encoder. Nothing in a
+file is run; one that would need it is refused. meshinv/compat.py, nerfinv/compat.py and nerfinv/compat_encoder.py say
+what becomes of what.
 """
 
 import argparse
@@ -18,14 +22,25 @@ import torch
 
 from invkit import checkpoint
 from invkit.files import written_aside
-from meshinv.compat import from_released, read_released, released_arguments, to_released
+from meshinv import compat as mesh
+from nerfinv import compat as field
+from nerfinv import compat_encoder as encoder
 
 
-def convert(source: Path, target: Path) -> dict[str, Any]:
-    """Our checkpoint of the released file `source`, written to `target`."""
-    payload = read_released(source)
+def convert(source: Path, target: Path, **of_a_field: Any) -> dict[str, Any]:
+    """Our checkpoint of the released file `source`, written to `target`.
+
+    Args:
+        of_a_field: what `nerfinv.compat.from_released` has to be told.
+    """
+    payload = checkpoint.load_foreign(source)
     try:
-        converted = from_released(payload)
+        if "model_coord" in payload:
+            converted = encoder.from_released(payload)
+        elif field.recognizes(payload):
+            converted = field.from_released(payload, **of_a_field)
+        else:
+            converted = mesh.from_released(payload)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     checkpoint.save(target, converted)
@@ -34,8 +49,15 @@ def convert(source: Path, target: Path) -> dict[str, Any]:
 
 def convert_back(source: Path, target: Path) -> dict[str, Any]:
     """The released layout of our checkpoint `source` (or of a run's newest), written to `target`."""
+    payload = ours(source)
     try:
-        converted = to_released(ours(source))
+        of_a_field = [target for target in targets(payload) if target.startswith("nerfinv.")]
+        if any(target.startswith("nerfinv.encoder.") for target in of_a_field):
+            converted = encoder.to_released(payload)
+        elif of_a_field:
+            converted = field.to_released(payload)
+        else:
+            converted = mesh.to_released(payload)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     with written_aside(target) as aside:
@@ -52,6 +74,13 @@ def ours(source: Path) -> dict[str, Any]:
     if newest is None:
         raise FileNotFoundError(f"{source / 'checkpoints'} holds no checkpoint; is the training still to be run?")
     return newest[1]
+
+
+def targets(payload: Mapping[str, Any]) -> list[str]:
+    """The classes of the networks that the checkpoint describes."""
+    config = payload.get("config")
+    task = config.get("task", {}) if isinstance(config, Mapping) else {}
+    return [str(node.get("_target_")) for node in task.values() if isinstance(node, Mapping)]
 
 
 def arguments_in_words(arguments: Mapping[str, Any]) -> str:
@@ -75,18 +104,30 @@ def main() -> None:
     parser.add_argument("input", type=Path, help="released file; with --to-released a checkpoint or run of ours")
     parser.add_argument("output", type=Path, help="file to write")
     parser.add_argument("--to-released", action="store_true", help="from our layout to the released one")
+    parser.add_argument("--scene-range", type=float, help="of a radiance field: half side of the generator's box")
+    parser.add_argument(
+        "--constant-noise",
+        action="store_true",
+        help="of a radiance field: a generator with noise repeats it; the released code draws it in every call",
+    )
     options = parser.parse_args()
     try:
         if options.output.exists() and options.output.samefile(options.input):
             raise ValueError(f"{options.output} is the input; choose another name")
         if options.to_released:
             converted = convert_back(options.input, options.output)
-            print(arguments_in_words(released_arguments(converted)))
             states = {name: state for name, state in converted.items() if name not in ("self.args", "args")}
+            if len(states) < len(converted):
+                print(arguments_in_words(mesh.released_arguments(converted)))
             print(states_in_words({name: state for name, state in states.items() if isinstance(state, dict)}))
         else:
-            converted = convert(options.input, options.output)
-            print(arguments_in_words(converted["released"]["args"]))
+            of_a_field = {
+                "scene_range": options.scene_range,
+                "random_noise_in_eval": not options.constant_noise,
+            }
+            converted = convert(options.input, options.output, **of_a_field)
+            if "args" in converted["released"]:
+                print(arguments_in_words(converted["released"]["args"]))
             for name, node in converted["config"]["task"].items():
                 print(f"task.{name}: {', '.join(f'{key} = {value}' for key, value in node.items())}")
             print(states_in_words(converted["modules"]))

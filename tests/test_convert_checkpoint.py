@@ -115,7 +115,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, convert, capsys, monkey
     (tmp_path / "bad.pth").write_bytes(pickle.dumps({"generator": Command()}, protocol=2))
     assert_refused(tmp_path / "bad.pth", convert, capsys, r"asks for (posix|nt)\.system|damaged or not a checkpoint")
     torch.save(small_released() | {"self.args": np.array([1, "a"], dtype=object)}, tmp_path / "bad.pth")
-    assert_refused(tmp_path / "bad.pth", convert, capsys, r"asks for numpy\.\w+\.multiarray\._reconstruct")
+    assert_refused(tmp_path / "bad.pth", convert, capsys, r"asks for numpy\.dtype")
     assert not (tmp_path / "broken_in").exists()
 
 
