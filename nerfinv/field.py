@@ -138,7 +138,7 @@ class RadianceField(Batch):
 
     def inside(self, points: Float[Tensor, "*P 3"]) -> Bool[Tensor, "*P"]:
         """Whether points lie in the box."""
-        return (points.detach().abs() <= self.half_side).all(dim=-1)
+        return points.detach().abs().amax(dim=-1) <= self.half_side
 
     def _features(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "P C"]:
         images, count, _ = points.shape

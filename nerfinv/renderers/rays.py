@@ -17,6 +17,9 @@ from invkit.camera import Camera
 CLOSEST = 0.1
 """Nothing nearer to a perspective camera is seen, object units."""
 
+WEAK_DISTANCE = 10.0
+"""Where a weak perspective camera is put, NDC units before the object's center; only a gradient can tell."""
+
 Segments = Float[Tensor, "*N"]
 
 
@@ -39,24 +42,34 @@ class Bundle(Batch):
         return self.origins[:, None] + self.directions[:, None] * t[..., None]
 
 
-def bundle(camera: Camera, size: int, half_side: float, offset: float) -> tuple[Bundle, Bool[Tensor, "N"]]:
+def bundle(
+    camera: Camera, size: int, half_side: float, offset: float, *, from_camera: bool = False
+) -> tuple[Bundle, Bool[Tensor, "N"]]:
     """The rays of all pixels, B H W of them, and which of them meet the box in front of the camera.
 
     Gradients flow to the camera through origins and directions alone: where a ray is sampled is not learned from.
+
+    Args:
+        from_camera: to a gradient the samples keep their distances from the camera, and so move along their rays when
+            it comes nearer, as in the released code; otherwise those from the plane through the object's center. The
+            two differ by what the sampling leaves out.
     """
     rays = camera.rays(size, offset)
     origins, directions = rays.origins.flatten(0, 2), rays.directions.flatten(0, 2)
+    axis = rotation.rotate(
+        rotation.conjugate(camera.quat), camera.quat.new_tensor([0.0, 0.0, 1.0]).expand(len(camera), 1, 3)
+    )
+    scale = camera.scale[:, None, None] * (rays.directions * axis[:, None]).sum(dim=-1)
+    # The center is 1 / (k s) in front of a perspective camera; a weak one is infinitely far away.
+    slope = camera.inv_focal[:, None, None] * scale
+    weak = slope <= 0
+    eye = torch.where(weak, -WEAK_DISTANCE / camera.scale[:, None, None], -1 / slope.where(~weak, 1)).flatten()
     with torch.no_grad():
         near, far = box_segment(origins, directions, half_side)
-        to_object = rotation.conjugate(camera.quat)
-        axis = rotation.rotate(to_object, camera.quat.new_tensor([0.0, 0.0, 1.0]).expand(len(camera), 1, 3))
-        cosine = (rays.directions * axis[:, None]).sum(dim=-1)
-        scale = camera.scale[:, None, None] * cosine
-        # The center is 1 / (k s) in front of a perspective camera; a weak one is infinitely far away.
-        slope = camera.inv_focal[:, None, None] * scale
-        eye = torch.where(slope > 0, -1 / slope, -torch.inf).flatten()
-        near = torch.maximum(near, eye + CLOSEST)
-    return Bundle(origins, directions, near, far, scale.flatten()), far > near
+        near = torch.where(weak.flatten(), near, torch.maximum(near, eye + CLOSEST))
+    if from_camera:
+        origins = origins + directions * (eye - eye.detach())[:, None]
+    return Bundle(origins, directions, near, far, scale.detach().flatten()), far > near
 
 
 def box_segment(

@@ -11,6 +11,7 @@ all of them composited together. What is saved changes nothing that can be told:
    is -sigma / beta), and so does the light that comes through.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +49,15 @@ class _Samples:
     ray: Int[Tensor, "P"]
     number: Int[Tensor, "P"]
 
+    def of(self, values: Float[Tensor, "N S"]) -> Float[Tensor, "P"]:
+        """The entries that belong to those samples."""
+        return values.flatten().index_select(0, self.ray * self.t.shape[1] + self.number)
+
+    def points(self, rays: Bundle) -> Float[Tensor, "P 3"]:
+        """Where those samples lie; with gradient to the rays."""
+        origins, directions = rays.origins.index_select(0, self.ray), rays.directions.index_select(0, self.ray)
+        return torch.addcmul(origins, directions, self.of(self.t)[:, None])
+
 
 class VolumeRenderer:
     """Pictures of radiance fields, differentiable in field and camera.
@@ -61,6 +71,7 @@ class VolumeRenderer:
         fine: samples placed where the coarse ones found something; 0 is none.
         background: what is behind: 0 mid grey, 1 white.
         offset: where in its cell a pixel lies: 0.5 its center; 0 its upper left corner, as in the released code.
+        from_camera: gradients of the camera as in the released code; see `rays.bundle`.
         random: draw the samples' places, as training and the released code do; otherwise the middle is taken.
         dropped: most that the samples left out may add to a pixel together.
         max_points: samples of the rays that are rendered at once; bounds the memory and changes nothing else.
@@ -75,6 +86,7 @@ class VolumeRenderer:
         fine: int = 64,
         background: float = 0.0,
         offset: float = 0.5,
+        from_camera: bool = False,
         random: bool = False,
         dropped: float = 1e-5,
         max_points: int = 2**21,
@@ -83,7 +95,7 @@ class VolumeRenderer:
         if size < 1 or coarse < 4 or fine < 0:
             raise ValueError(f"size={size} must be positive, coarse={coarse} at least 4 and fine={fine} at least 0")
         self.size, self.coarse, self.fine = size, coarse, fine
-        self.background, self.offset, self.random = background, offset, random
+        self.background, self.offset, self.from_camera, self.random = background, offset, from_camera, random
         self.dropped, self.max_points, self.checkpointing = dropped, max_points, checkpointing
 
     def __call__(self, scene: RadianceField, camera: Camera, *, extras: frozenset[str] = frozenset()) -> Rendering:
@@ -94,7 +106,7 @@ class VolumeRenderer:
         """
         if "shares" in extras and scene.palette is None:
             raise ValueError("this field has no palette, so there are no shares of its colors to render")
-        rays, hit = bundle(camera, self.size, scene.half_side, self.offset)
+        rays, hit = bundle(camera, self.size, scene.half_side, self.offset, from_camera=self.from_camera)
         chosen = hit.nonzero().squeeze(1)
         table = scene.table()
         at_once = max(self.max_points // (self.coarse + self.fine), 1)
@@ -139,7 +151,7 @@ class VolumeRenderer:
         decode = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else self._decoded
         sigma, look = decode(scene, table, rays, samples, image)
         weights, _ = weights_of(samples.sigma.index_put((samples.ray, samples.number), sigma), samples.t)
-        weight = weights[samples.ray, samples.number][:, None]
+        weight = samples.of(weights)[:, None]
 
         def composited(values: Float[Tensor, "P C"], weight: Float[Tensor, "P 1"] = weight) -> Float[Tensor, "N C"]:
             return values.new_zeros(len(rays), values.shape[1]).index_add(0, samples.ray, weight * values)
@@ -156,9 +168,11 @@ class VolumeRenderer:
         if "depth" in extras:
             found["depth"] = (weights.detach() * samples.t).sum(dim=1, keepdim=True) * rays.depth_scale[:, None]
         if "coords" in extras:
-            found["coords"] = composited(_at(rays, samples))
+            found["coords"] = composited(samples.points(rays))
         if "normals" in extras:
-            normals = self._normals(scene, table.detach(), _at(rays, samples).detach(), image[samples.ray])
+            normals = self._normals(
+                scene, table.detach(), samples.points(rays).detach(), image.index_select(0, samples.ray)
+            )
             seen = composited(normals, weight.detach())
             found["normals"] = rotation.rotate(camera.quat[image].detach(), seen[:, None]).squeeze(1)
         return found
@@ -169,20 +183,22 @@ class VolumeRenderer:
         """Where samples lie, their densities, and which of them are seen."""
         t = stratified(rays.near, rays.far, self.coarse, self.random)
         sigma = torch.zeros_like(t)
-        light = torch.ones_like(t[:, 0])
-        for block in torch.arange(self.coarse, device=t.device).tensor_split(BLOCKS):
-            lit = (light > OPAQUE).nonzero().squeeze(1)
-            ray, number = (part.flatten() for part in torch.meshgrid(lit, block, indexing="ij"))
-            sigma[ray, number] = self._densities(scene, table, rays, image, ray, t[ray, number])
-            _, transmittance = weights_of(sigma, t)
-            light = transmittance[:, min(int(block[-1]) + 1, self.coarse - 1)]
+        lit = torch.arange(len(t), device=t.device)
+        for block in torch.arange(self.coarse).tensor_split(BLOCKS):
+            columns = slice(int(block[0]), int(block[-1]) + 1)
+            sigma[lit, columns] = self._densities(scene, table, rays, image, lit, t[:, columns].index_select(0, lit))
+            passed = t[:, 1 : columns.stop + 1] - t[:, : t[:, 1 : columns.stop + 1].shape[1]]
+            optical = (sigma[:, : passed.shape[1]] * passed).sum(dim=1)
+            lit = (optical < -math.log(OPAQUE)).nonzero().squeeze(1)
         if self.fine:
             weights, transmittance = weights_of(sigma, t)
             more = important(t, weights, self.fine, self.random)
             before = (torch.searchsorted(t, more) - 1).clamp(min=0)
-            ray, number = (transmittance.gather(1, before) > OPAQUE).nonzero(as_tuple=True)
+            place = (transmittance.gather(1, before) > OPAQUE).flatten().nonzero().squeeze(1)
+            ray = place // self.fine
             extra = torch.zeros_like(more)
-            extra[ray, number] = self._densities(scene, table, rays, image, ray, more[ray, number])
+            chosen = more.flatten().index_select(0, place)[:, None]
+            extra.view(-1)[place] = self._densities(scene, table, rays, image, ray, chosen).squeeze(1)
             t, order = torch.cat([t, more], dim=1).sort(dim=1)
             sigma = torch.cat([sigma, extra], dim=1).gather(1, order)
         weights, _ = weights_of(sigma, t)
@@ -197,16 +213,22 @@ class VolumeRenderer:
         table: Float[Tensor, "V C"],
         rays: Bundle,
         image: Int[Tensor, "N"],
-        ray: Int[Tensor, "P"],
-        t: Float[Tensor, "P"],
-    ) -> Float[Tensor, "P"]:
-        """Densities at distances along rays; 0 outside the box."""
+        chosen: Int[Tensor, "M"],
+        t: Float[Tensor, "M S"],
+    ) -> Float[Tensor, "M S"]:
+        """Densities at distances along the chosen rays; 0 outside the box."""
         found = [t.new_zeros(0)]
-        for which, place in zip(ray.split(AT_ONCE), t.split(AT_ONCE), strict=True):
-            points = rays.origins[which] + rays.directions[which] * place[:, None]
-            value = scene.decoder.value(scene.features(table, points, image[which]))
+        samples = t.shape[1]
+        at_once = max(AT_ONCE // samples, 1)
+        for ray, places in zip(chosen.split(at_once), t.split(at_once), strict=True):
+            origins, directions = rays.origins.index_select(0, ray), rays.directions.index_select(0, ray)
+            points = torch.addcmul(origins[:, None], directions[:, None], places[..., None]).view(-1, 3)
+            which = image.index_select(0, ray)
+            value = scene.decoder.value(
+                scene.features(table, points, which if samples == 1 else which.repeat_interleave(samples))
+            )
             found.append(scene.density(value) * scene.inside(points))
-        return torch.cat(found)
+        return torch.cat(found).view(t.shape)
 
     def _decoded(
         self,
@@ -217,10 +239,10 @@ class VolumeRenderer:
         image: Int[Tensor, "N"],
     ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
         """Density of the samples that are seen, and their shares of the palette, or colors where there is none."""
-        points = _at(rays, samples)
-        value, look = scene.decoder(scene.features(table, points, image[samples.ray]))
+        points = samples.points(rays)
+        value, look = scene.decoder(scene.features(table, points, image.index_select(0, samples.ray)))
         if scene.view_head is not None:
-            look = scene.view_head(scene.view_head.embed(rays.directions)[samples.ray], look)
+            look = scene.view_head(scene.view_head.embed(rays.directions).index_select(0, samples.ray), look)
         sigma = scene.density(value) * scene.inside(points)
         return sigma, wide_sigmoid(look) if scene.palette is None else look.softmax(dim=-1)
 
@@ -254,9 +276,3 @@ class VolumeRenderer:
                 (gradient,) = torch.autograd.grad(value.sum(), free)
             found.append(torch.nn.functional.normalize(gradient, dim=-1))
         return torch.cat(found)
-
-
-def _at(rays: Bundle, samples: _Samples) -> Float[Tensor, "P 3"]:
-    """Where the samples that are seen lie; with gradient to the rays."""
-    t = samples.t[samples.ray, samples.number]
-    return rays.origins[samples.ray] + rays.directions[samples.ray] * t[:, None]
