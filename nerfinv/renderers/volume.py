@@ -72,7 +72,6 @@ class VolumeRenderer:
         background: what is behind: 0 mid grey, 1 white.
         offset: where in its cell a pixel lies: 0.5 its center; 0 its upper left corner, as in the released code.
         from_camera: gradients of the camera as in the released code; see `rays.bundle`.
-        from_camera: gradients of the camera as in the released code; see `rays.bundle`.
         random: draw the samples' places, as training and the released code do; otherwise the middle is taken.
         dropped: most that the samples left out may add to a pixel together.
         max_points: samples of the rays that are rendered at once; bounds the memory and changes nothing else.
@@ -87,7 +86,6 @@ class VolumeRenderer:
         fine: int = 64,
         background: float = 0.0,
         offset: float = 0.5,
-        from_camera: bool = False,
         from_camera: bool = False,
         random: bool = False,
         dropped: float = 1e-5,
