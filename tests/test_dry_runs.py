@@ -105,7 +105,9 @@ def run(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def training(script: str) -> list[Path]:
-    return [experiment for experiment in EXPERIMENTS if command(experiment)[0] == script]
+    """The mesh method's experiments of that script; those of radiance fields run in tests/nerfinv."""
+    mine = (experiment for experiment in EXPERIMENTS if experiment.stem.startswith("meshinv_"))
+    return [experiment for experiment in mine if command(experiment)[0] == script]
 
 
 def brief(folder: Path, steps: int = 2) -> list[str]:

@@ -24,7 +24,7 @@ from nerfinv.encoder.encoder import Encoder, PoseRegressor
 from nerfinv.encoder.pretrained import load_backbone
 from nerfinv.generator.generator import Generator
 from nerfinv.losses import bootstrap
-from nerfinv.pnp import PoseSolver
+from nerfinv.pnp import PoseSolver, focal_candidates
 from nerfinv.renderers.volume import VolumeRenderer
 
 SAMPLES = 32
@@ -67,7 +67,6 @@ class EncoderTask:
         regressor: None trains the encoder alone.
         pretrained: file of a backbone trained on ImageNet (`mit_b5.pth`) that all backbones start from, as in the
             paper; None starts from random weights.
-        solver: estimates poses in reports; None leaves the poses of canonical maps unmeasured.
         mirror: half of the cameras are mirrored; for objects symmetric in x.
         mixed_precision: the encoder computes in bfloat16; rendering and losses stay in float32.
         reuse: how many times each rendering is used on average. 1 is the paper's. Above it, a batch is rendered at
@@ -84,7 +83,6 @@ class EncoderTask:
         renderer: VolumeRenderer,
         regressor: PoseRegressor | None = None,
         pretrained: str | None = None,
-        solver: PoseSolver | None = None,
         batch_size: int = 32,
         rate: float = 6e-5,
         schedule: Rate = step_decay(60_000, 0.1),
@@ -105,7 +103,7 @@ class EncoderTask:
             )
         if reuse < 1:
             raise ValueError(f"task.reuse={reuse} must be at least 1, which renders anew at every step")
-        self.data, self.renderer, self.solver, self.reuse = data, renderer, solver, reuse
+        self.data, self.renderer, self.reuse = data, renderer, reuse
         self.generator = generator.eval().requires_grad_(False)
         self.encoder, self.regressor = encoder, regressor
         self.batch_size, self.mirror, self.seed = batch_size, mirror, seed
@@ -195,9 +193,8 @@ class EncoderTask:
             module.eval()
         scores = {name: values.mean().item() for name, values in self.errors(truth).items()}
         seen = self.encoder(truth.rgb)
-        if self.solver is not None:
-            poses = self.solver(seen.coords, seen.mask)
-            scores["rotation_deg"] = rotation.angle(poses.camera.quat, truth.camera.quat).median().item()
+        poses = pose_solver(truth.camera, self.renderer.offset)(seen.coords, seen.mask)
+        scores["rotation_deg"] = rotation.angle(poses.camera.quat, truth.camera.quat).median().item()
         if self.regressor is not None:
             regressed = self.regressor(truth.rgb)
             scores["rotation_deg_regressed"] = rotation.angle(regressed.quat, truth.camera.quat).median().item()
@@ -239,3 +236,9 @@ class EncoderTask:
             style = self.generator.style(latent.to(like), None if label is None else label.to(device))
             image = self.renderer(self.generator(style), camera, extras=frozenset({"coords"}))
         return Rendered(image.rgb.clamp(-1, 1), image.mask, image.coords, style, camera)
+
+
+def pose_solver(camera: Camera, offset: float) -> PoseSolver:
+    """A solver whose focal lengths are those of these cameras."""
+    weak = bool((camera.inv_focal == 0).all())
+    return PoseSolver(None if weak else focal_candidates(1 / (2 * camera.inv_focal)), offset=offset)
