@@ -37,6 +37,7 @@ from nerfinv.generator.generator import Generator
 from nerfinv.losses import surface
 from nerfinv.losses.path_length import PathLength, path_lengths
 from nerfinv.renderers.volume import VolumeRenderer
+from nerfinv.tasks.quality import SampleQuality
 
 SAMPLES, AZIMUTHS = 6, 4
 ELEVATION = 20.0
@@ -67,6 +68,7 @@ class GanTask:
     Args:
         data: images at the renderer's size or, for sharper augmentation, at a multiple of it.
         renderer: its background is also put behind the photographs.
+        quality: measures samples at every report; its first number chooses the best checkpoint.
         warm_up: turns of each player until its learning rate, from a tenth on, is full.
         r1_weight: gamma; half of it weighs the squared gradient at photographs.
         surface_warm_up: in which total variation and entropy get their full weight.
@@ -84,6 +86,8 @@ class GanTask:
             losses stay in float32.
         r1_every, path_every, surface_every: turns from one to the next at which a regularizer is there, that many times
             as strong.
+        half_size_steps: until then everything is seen at half the size and enlarged again: photographs are halved,
+            renderings made so, which costs a quarter.
         shift_objects: a shifted image is rendered with the object moved sideways and not with the principal point
             moved, as in the released code; with perspective that is not quite the same.
         opengl_axes: of the poses the discriminator is told (see `pose_vector`).
@@ -98,6 +102,7 @@ class GanTask:
         discriminator: Discriminator,
         renderer: VolumeRenderer,
         ada: Ada | None = None,
+        quality: SampleQuality | None = None,
         batch_size: int = 32,
         generator_rate: float = 0.0025,
         discriminator_rate: float = 0.002,
@@ -125,6 +130,7 @@ class GanTask:
         r1_every: int = 1,
         path_every: int = 1,
         surface_every: int = 1,
+        half_size_steps: int = 0,
         shift_objects: bool = False,
         opengl_axes: bool = False,
         overshoot: bool = False,
@@ -146,7 +152,7 @@ class GanTask:
                 "task.sphere_steps=0 task.eikonal_weight=0"
             )
         self.data, self.generator, self.discriminator, self.renderer = data, generator, discriminator, renderer
-        self.ada, self.batch_size, self.seed, self.workers = ada, batch_size, seed, workers
+        self.quality, self.ada, self.batch_size, self.seed, self.workers = quality, ada, batch_size, seed, workers
         self.warm_up, self.overshoot = warm_up, overshoot
         self.r1_weight, self.path_weight, self.path_warm_up = r1_weight, path_weight, path_warm_up
         self.eikonal_weight, self.variation_weight, self.entropy_weight = (
@@ -160,6 +166,7 @@ class GanTask:
         self.sphere_steps, self.sphere_radius = sphere_steps, sphere_radius
         self.mirror, self.mixed_precision = mirror, mixed_precision
         self.r1_every, self.path_every, self.surface_every = r1_every, path_every, surface_every
+        self.half_size_steps = half_size_steps
         self.shift_objects, self.opengl_axes = shift_objects, opengl_axes
         self.sampler = StepSampler(len(data), batch_size, seed)
         self.ema = Ema(generator, ramp(ema_decay, ema_fast, ema_medium))
@@ -278,14 +285,26 @@ class GanTask:
             "eikonal": self.eikonal_weight * surface.eikonal(gradient).mean(),
         }
 
-    def generated(self, shots: Shots) -> tuple[Float[Tensor, "B W S"], RadianceField, Rendering, Camera]:
+    def halved(self, step: int) -> bool:
+        """Whether images are still seen at half their size."""
+        return step - self.sphere_steps < self.half_size_steps
+
+    def rendered(self, field: RadianceField, camera: Camera, step: int) -> Rendering:
+        if not self.halved(step):
+            return self.renderer(field, camera)
+        smaller = copy.copy(self.renderer)
+        smaller.size //= 2
+        image = smaller(field, camera)
+        return Rendering(rgb=_enlarged(image.rgb), mask=_enlarged(image.mask))
+
+    def generated(self, shots: Shots, step: int) -> tuple[Float[Tensor, "B W S"], RadianceField, Rendering, Camera]:
         """Styles, fields, their pictures and the cameras of these."""
         style = self.generator.style(shots.latent, shots.label)
         styles = style[:, None].expand(-1, self.generator.num_styles, -1)
         with self.half_precision(style.device):
             field = self.generator(styles).map(_widened)
         camera = self.moved(shots.camera, shots.moves)
-        return styles, field, self.renderer(field, camera), camera
+        return styles, field, self.rendered(field, camera, step), camera
 
     def judged(
         self, image: Float[Tensor, "B C H W"], camera: Camera, label: Int[Tensor, "B"] | None
@@ -302,7 +321,7 @@ class GanTask:
     def generator_loss(self, _: Tensor, step: int) -> dict[str, Tensor]:
         turn = (step - self.sphere_steps) // 2
         shots = self.shots(step)
-        styles, field, image, camera = self.generated(shots)
+        styles, field, image, camera = self.generated(shots, step)
         logits = self.judged(self.seen(image.rgb, image.mask), camera, shots.label)
         terms = {"adversarial": F.softplus(-logits).mean()}
         if turn % self.surface_every == 0:
@@ -344,7 +363,7 @@ class GanTask:
             squares = gradient.square().flatten(1).sum(dim=1)
             terms["r1"] = self.r1_weight / 2 * self.r1_every * squares.mean()
         with torch.no_grad():
-            _, _, fake, camera = self.generated(shots)
+            _, _, fake, camera = self.generated(shots, step)
         terms["fake"] = F.softplus(self.judged(self.seen(fake.rgb, fake.mask), camera, shots.label)).mean()
         return terms
 
@@ -362,6 +381,8 @@ class GanTask:
             image, camera = shots.photograph_moves.warp(image, fill), self.moved(camera, shots.photograph_moves)
         if self.data.size != self.renderer.size:
             image = F.avg_pool2d(image, self.data.size // self.renderer.size)
+        if self.halved(step):
+            image = _enlarged(F.avg_pool2d(image, 2))
         if self.blur_steps:
             sigma = self.blur_sigma * max(1 - (step - self.sphere_steps) / self.blur_steps, 0.0)
             image = blurred(image, sigma, fill)
@@ -404,6 +425,12 @@ class GanTask:
         if image.normals is not None:
             facing = image.normals * image.normals.new_tensor([1.0, -1.0, -1.0])[:, None, None]
             run.log.image(step, "normals", grid(facing + 1 - image.mask, columns=AZIMUTHS))
+        if self.quality is None:
+            return
+        scores = self.quality.measure(generator, run.device)
+        run.log.scalars(step, scores, prefix="quality/")
+        payload = {"config": run.config, "modules": {"generator_ema": self.ema.state_dict()}}
+        run.checkpoints.save_best(step, next(iter(scores.values())), payload)
 
     def upright_camera(self) -> Camera:
         """The camera of the data that comes nearest to looking from `ELEVATION` degrees above, upright; z is up."""
@@ -421,6 +448,10 @@ class GanTask:
 def _ramped(step: int, steps: int) -> float:
     """From 0 to 1 in so many steps."""
     return min(step / steps, 1.0) if steps else 1.0
+
+
+def _enlarged(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
+    return F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def _widened(tensor: Tensor) -> Tensor:
