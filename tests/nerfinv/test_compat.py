@@ -12,8 +12,11 @@ from torch import Tensor
 
 from invkit import checkpoint
 from invkit.run import load_module
+from nerfinv import compat_encoder
 from nerfinv.compat import architecture, discriminator_architecture, from_released, recognizes, to_released
 from nerfinv.discriminator import Discriminator
+from nerfinv.encoder.encoder import Encoder
+from nerfinv.encoder.segformer import SegFormer
 from nerfinv.generator.generator import Generator
 from nerfinv.layers import resample_filter
 from tests.nerfinv.filled import assert_numbers, assert_stats, latents, value
@@ -394,3 +397,21 @@ def test_a_run_of_this_method_is_told_from_one_of_the_other(tmp_path, convert, c
     with pytest.raises(SystemExit):
         convert(tmp_path / "run", tmp_path / "ours.pth", "--to-released")
     assert re.search(r"task\.generator\.style_dim=16: the released code builds 512 only", capsys.readouterr().err)
+
+
+def test_the_script_knows_an_encoder_by_its_entry(tmp_path, convert, capsys):
+    """A small one, which the released code could not build: on the way back its own rules refuse it."""
+    backbone = SegFormer(dims=[4, 8, 10, 16], depths=[1] * 4, num_heads=[1, 2, 5, 8], width=8, out_channels=8)
+    begins = {theirs: ours for theirs, ours in compat_encoder.NAMES.items() if ours != "latent_backbone."}
+    state = {
+        f"module.{theirs}{name.removeprefix(ours)}": entry
+        for name, entry in Encoder(backbone, head_width=8, latent_dim=8).state_dict().items()
+        for theirs, ours in begins.items()
+        if name.startswith(ours)
+    }
+    torch.save({"model_coord": state, "iteration": 120_000, "lr": 6e-6}, tmp_path / "c_it300000_latest.pth")
+    convert(tmp_path / "c_it300000_latest.pth", tmp_path / "ours.pt")
+    assert "task.encoder: _target_ = nerfinv.encoder.encoder.Encoder" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        convert(tmp_path / "ours.pt", tmp_path / "back.pth", "--to-released")
+    assert "task.encoder.backbone.dims=[4, 8, 10, 16]" in capsys.readouterr().err
