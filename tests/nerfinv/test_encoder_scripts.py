@@ -17,8 +17,8 @@ from tests.test_dry_runs import brief, logged, roots, run, task_of
 
 ENCODERS = [experiment for experiment in EXPERIMENTS if experiment.stem.startswith("nerfinv_encoder_")]
 STYLE = 8
-PICTURES = ["task.renderer.size=32", "++task.renderer.coarse=4", "++task.renderer.fine=0"]
-SMALL = ["preset=nerfinv_encoder/small", *PICTURES, f"task.encoder.latent_dim={STYLE}"]
+PICTURES = ["model.image_size=32", "model.coarse=4", "model.fine=0", f"model.style_dim={STYLE}"]
+SMALL = ["preset=nerfinv_encoder/small", *PICTURES]
 """Overrides: a network and pictures for a test, whatever the experiment's own size is."""
 
 
@@ -118,23 +118,23 @@ def published(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("preset", ["paper", "fast", "small"])
+@pytest.mark.parametrize("preset", ["paper", "official", "fast", "small"])
 def test_a_preset_sets_its_switches_and_no_others(preset, data, generator, tmp_path, monkeypatch):
     experiment = CONFIGS / "experiment" / "nerfinv_encoder_cub.yaml"
     node = composed(experiment, "preset=nerfinv_encoder/small")["task"]
     numbers = {name: value for name, value in node["encoder"]["backbone"].items() if name != "_target_"}
     size = [f"++task.encoder.backbone.{name}={value}" for name, value in numbers.items()]
-    size += ["++task.encoder.head_width=64", f"task.encoder.latent_dim={STYLE}", *PICTURES]
+    size += ["++task.encoder.head_width=64", *PICTURES]
     overrides = [*overrides_of(experiment, data, generator), f"preset=nerfinv_encoder/{preset}", *size]
-    if preset == "paper":
+    if preset in ("paper", "official"):
         overrides.append(f"task.pretrained={published(tmp_path)}")
     task = task_of([*overrides, *brief(tmp_path / "run")], monkeypatch)
     assert isinstance(task, EncoderTask)
-    fast = preset != "paper"
+    fast = preset in ("fast", "small")
     (phase,) = task.phases
     assert phase.autocast is (torch.bfloat16 if fast else None)
     assert task.reuse == (4 if fast else 1)
-    assert task.renderer.offset == (0.0 if preset == "paper" else 0.5)
+    assert task.renderer.offset == (0.0 if preset == "official" else 0.5)
     group = phase.optimizer.param_groups[0]
     assert (group["initial_lr"], group["betas"], group["weight_decay"]) == (
         5e-4 if preset == "small" else 6e-5,
