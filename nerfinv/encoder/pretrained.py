@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from invkit.checkpoint import load_foreign
 from nerfinv.encoder.segformer import MixTransformer
 
 State = Mapping[str, Any]
@@ -29,24 +30,20 @@ def load_backbone(backbone: MixTransformer, path: Path | str) -> None:
             f"there is no file {path} with a backbone trained on ImageNet. NVIDIA publishes mit_b0.pth ... mit_b5.pth "
             "with SegFormer (github.com/NVlabs/SegFormer); null starts from random weights"
         )
+    stored = load_foreign(path)
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
         fill_backbone(backbone, stored)
-    except (MemoryError, PermissionError):
-        raise
-    except Exception as error:  # a damaged file can fail in any of the readers' ways
-        raise ValueError(f"{path}: {str(error) or type(error).__name__}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 @torch.no_grad()
-def fill_backbone(backbone: MixTransformer, stored: Any) -> None:
+def fill_backbone(backbone: MixTransformer, stored: State) -> None:
     """`load_backbone` of what the file holds; its classifier `head.*` is left out.
 
     Raises:
         ValueError: as there.
     """
-    if not isinstance(stored, Mapping):
-        raise ValueError(f"holds a {type(stored).__name__} and not named tensors")
     own = {name: value for name, value in backbone.state_dict().items() if not name.startswith("linear_")}
     chosen = {name: value for name, value in stored.items() if not str(name).startswith("head.")}
     check_entries(chosen, {name: value.shape for name, value in own.items()})

@@ -550,10 +550,10 @@ def test_files_that_are_no_backbone_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*mit_b5\.pth with a backbone.*null starts"):
         load_backbone(net, tmp_path / "mit_b5.pth")
     (tmp_path / "text.pth").write_text("not found")
-    with pytest.raises(ValueError, match=r"text\.pth: "):
+    with pytest.raises(ValueError, match=r"text\.pth is damaged"):
         load_backbone(net, tmp_path / "text.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds a list and not named tensors"):
+    with pytest.raises(ValueError, match="holds a list and not"):
         load_backbone(net, tmp_path / "list.pth")
 
 
