@@ -22,6 +22,7 @@ from torch import Tensor
 from invkit.data import cmr
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos, Record, read_mean_shape
 from invkit.data.dataset import Preparation
+from invkit.images import resize_area
 
 SPLITS = ("train", "val")
 IMAGENET_CARS = "car_imagenet"
@@ -48,6 +49,7 @@ class Pascal3D(AnnotatedPhotos):
         jitter: float = 0.0,
         seed: int = 0,
         mirrored: bool = False,
+        exact_mirror: bool = False,
         path_prefix: str | None = None,
         labels: str | Path | None = None,
     ) -> None:
@@ -56,7 +58,8 @@ class Pascal3D(AnnotatedPhotos):
         Args:
             jitter: largest random shift of each side of the box, relative to its extent (CMR trains with 0.05); drawn
                 once for each item from (seed, index).
-            mirrored: append a flipped copy of every item, as CMR flips: item N + i is item i mirrored.
+            mirrored: append a flipped copy of every item: item N + i is item i mirrored.
+            exact_mirror: flipped copies take -t_x, not CMR's -t_x - 2 / size.
             path_prefix: keep the objects in photographs whose path starts so; None keeps all.
             labels: `p3d_labels.csv`; the label is the body shape, numbered in the alphabetical order of all shapes in
                 the file. None: there are no classes.
@@ -87,8 +90,18 @@ class Pascal3D(AnnotatedPhotos):
             jitter=jitter,
             seed=seed,
             mirrored=mirrored,
-            exact_mirror=False,
+            exact_mirror=exact_mirror,
         )
+
+    @classmethod
+    def for_nerfinv(cls, root: str | Path, split: str, size: int = 128, *, whole_image: bool = False) -> "Pascal3D":
+        """Items as `Cub.for_nerfinv` prepares them, under CMR's weak-perspective cameras.
+
+        The paper's cameras are perspective, from files of textured-3d-gan that are not read here.
+        """
+        padding = None if whole_image else Preparation.crop_padding
+        preparation = Preparation(resize_area, mask_threshold=None, crop_padding=padding)
+        return cls(root, split, size, preparation=preparation, exact_mirror=True)
 
 
 def annotation_files(root: str | Path, split: str, category: str = "car") -> tuple[Path, Path]:

@@ -1,102 +1,26 @@
 """How far a generator's samples are from photographs it was not trained on, measured while it is trained.
 
-One sample for each photograph: the photograph's class, its camera, a truncated latent (ConvMesh, section 4). What
-differs between two measurements of a run is then the generator alone. Object and sample are cut out and shown on the
-same background, so that only what is generated is compared.
+Latents are truncated (ConvMesh, section 4); the rest is `invkit.metrics.samples`.
 """
-
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invkit.batch import Batch
 from invkit.camera import Camera
-from invkit.data.dataset import ImageSet
-from invkit.features.frozen import Features
 from invkit.images import composite
-from invkit.metrics.fid import frechet_distance, warn_of_few
-from invkit.metrics.gaussian import Gaussian, Moments
-from invkit.metrics.kid import squared_mmd
-from invkit.protocols import Renderer
-from invkit.types import Views
-from meshinv.mesh import TexturedMesh
+from invkit.metrics.samples import SampleDistance
 from meshinv.prior import truncated_normal
 from meshinv.template import Template
 
 
-@dataclass(frozen=True)
-class _Seen(Batch):
-    """What is kept of the photographs: enough to show a sample as each of them was taken, and to compare."""
+class SampleQuality(SampleDistance):
+    """KID and FID between samples of a mesh generator and held-out photographs."""
 
-    camera: Camera
-    label: Int[Tensor, "B"] | None
-    features: Float[Tensor, "B D"]
-
-
-class SampleQuality:
-    """KID and FID between samples of a generator and held-out photographs.
-
-    The photographs are read, and their features computed, at the first measurement only.
-
-    Args:
-        data: the held-out photographs, at the renderer's size: another size would be another sharpness.
-        features: the network that compares.
-        count: at most this many of the photographs, evenly spread over the set; None for all.
-        background: of samples and photographs, in [-1, 1]; published statistics have mid grey.
-        batch_size: samples generated, rendered and seen by the network at a time.
-        seed: of the latents.
-        reference: the real side of FID, where it is a published file of statistics; KID compares with `data` in any
-            case. None: FID too.
-
-    Raises:
-        ValueError: fewer than 2 photographs or less than 1 sample at a time; the camera of a photograph is not known;
-            the reference was measured with another network.
-    """
-
-    def __init__(
-        self,
-        *,
-        data: ImageSet,
-        renderer: Renderer[TexturedMesh],
-        features: Features,
-        count: int | None = None,
-        background: float = 0.0,
-        batch_size: int = 32,
-        seed: int = 0,
-        reference: Gaussian | None = None,
-    ) -> None:
-        count = len(data) if count is None else min(count, len(data))
-        if count < 2 or batch_size < 1:
-            raise ValueError(
-                f"a distance between sets needs at least 2 photographs and batches of at least 1, not {count} of the "
-                f"{len(data)} held out and batch_size={batch_size}"
-            )
-        if data.guessed_cameras:
-            raise ValueError(
-                f"task.quality.data: no camera is known of {len(data.guessed_cameras)} of {len(data)} photographs, "
-                f"first {data.guessed_cameras[0]}; samples are shown as each was taken. Give cameras in the manifest "
-                "(docs/datasets.md), or train without the measurement: task.quality=null"
-            )
-        own = (features.name, features.dim)
-        if reference is not None and (reference.features or features.name, len(reference.mean)) != own:
-            raise ValueError(
-                f"the reference has {len(reference.mean)} features of {reference.features or 'an unnamed network'}, "
-                f"{features.name} has {features.dim}: two networks' numbers cannot be compared"
-            )
-        self.data, self.renderer, self.features = data, renderer, features
-        self.background, self.batch_size, self.seed, self.reference = background, batch_size, seed, reference
-        self.indices = [i * len(data) // count for i in range(count)]
-        self._seen: _Seen | None = None
-
-    @torch.no_grad()
     def measure(
         self, generator: nn.Module, template: Template, truncation: float, device: torch.device
     ) -> dict[str, float]:
-        """ "kid@<features>", one unbiased estimate from all images, then "fid@<features>"; lower is better.
-
-        The first call warns where FID is made of few images, later ones do not repeat it.
+        """ "kid@<features>", then "fid@<features>"; lower is better.
 
         Args:
             generator: has `latent_dim`, and makes `UVMaps` of latents and classes; on `device`, and in evaluation or
@@ -107,46 +31,12 @@ class SampleQuality:
             ValueError: the generator has classes and the photographs have none; the photographs are not of the size
                 of the renderings; a feature is not finite.
         """
-        first = self._seen is None
-        if first:
-            self._seen = self._photographs(device)
-        seen = self._seen
         rng = torch.Generator().manual_seed(self.seed)
-        latents = truncated_normal((len(seen), generator.latent_dim), truncation, rng)
-        parts = []
-        for start in range(0, len(seen), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            shown = seen[part].to(device)
-            mesh = generator(latents[part].to(device), shown.label).map(Tensor.float).mesh(template)
-            image = self.renderer(mesh, shown.camera)
-            if image.rgb.shape[-2:] != (self.data.size, self.data.size):
-                raise ValueError(
-                    f"the held-out photographs are of size {self.data.size}, the renderings "
-                    f"{tuple(image.rgb.shape[-2:])}: give both the same"
-                )
-            parts.append(self._features(image.rgb, image.mask))
-        samples = torch.cat(parts)
-        real = self._gaussian(seen.features) if self.reference is None else self.reference
-        if first:
-            warn_of_few(f"fid@{self.features.name}", len(samples), real.count)
-        return {
-            f"kid@{self.features.name}": float(squared_mmd(samples, seen.features)),
-            f"fid@{self.features.name}": frechet_distance(self._gaussian(samples), real),
-        }
+        latents = truncated_normal((self.count, generator.latent_dim), truncation, rng)
 
-    def _photographs(self, device: torch.device) -> _Seen:
-        parts = []
-        for start in range(0, len(self.indices), self.batch_size):
-            views: Views = self.data.batch(self.indices[start : start + self.batch_size])
-            there = views.to(device)
-            parts.append(_Seen(views.camera, views.label, self._features(there.rgb, there.mask)))
-        return _Seen.cat(parts)
+        def samples(part: slice, camera: Camera, label: Int[Tensor, "B"] | None) -> Float[Tensor, "B 3 H W"]:
+            mesh = generator(latents[part].to(device), label).map(Tensor.float).mesh(template)
+            image = self.renderer(mesh, camera)
+            return composite(image.rgb, image.mask, self.background)
 
-    def _features(self, rgb: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B D"]:
-        """Of the object on the common background, on the CPU."""
-        return self.features.to(rgb.device)(composite(rgb, mask, self.background)).cpu()
-
-    def _gaussian(self, features: Float[Tensor, "N D"]) -> Gaussian:
-        moments = Moments(self.features.dim)
-        moments.add(features)
-        return moments.gaussian(self.features.name)
+        return self.distances(samples, device)
