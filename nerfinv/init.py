@@ -45,19 +45,20 @@ class EncoderInit:
         """The guesses.
 
         Raises:
-            ValueError: the prior has classes and those of the photographs are not known; the encoder was made for
-                another generator.
+            ValueError: the encoder was made for another generator.
         """
         image = composite(views.rgb, views.mask, self.background)
-        self.encoder.to(image.device)
+        self.encoder.to(image)
         seen = self.encoder(image)
-        guess = Guess(styles(seen.latent, prior, split=self.split), views.camera, known_labels(prior, views))
-        if self.poses is None:
-            return guess
+        guess = Guess(
+            styles(seen.latent, prior, split=self.split), views.camera, views.label if prior.num_classes else None
+        )
+        if isinstance(self.poses, PoseSolver):
+            found = self.poses(seen.coords, seen.mask)
+            return replace(guess, camera=found.camera, posed=found.found)
         if isinstance(self.poses, PoseRegressor):
-            return replace(guess, camera=self.poses.to(image.device).eval()(image))
-        found = self.poses(seen.coords, seen.mask)
-        return replace(guess, camera=found.camera, posed=found.found)
+            return replace(guess, camera=self.poses.to(image).eval()(image))
+        return guess
 
 
 class MeanInit:
@@ -75,16 +76,12 @@ class MeanInit:
 
     @torch.no_grad()
     def __call__(self, prior: Prior, views: Views, score: Score) -> Guess:
-        """The guesses.
-
-        Raises:
-            ValueError: the prior has classes and those of the photographs are not known.
-        """
+        """The guesses."""
         rng = torch.Generator().manual_seed(self.seed)
         parts = [min(AT_ONCE, self.count - done) for done in range(0, self.count, AT_ONCE)]
         mean = torch.stack([prior.sample(part, rng)[:, 0].sum(dim=0) for part in parts]).sum(dim=0) / self.count
         styled = styles(mean.to(views.rgb).expand(len(views), -1), prior, split=self.split)
-        return Guess(styled, views.camera, known_labels(prior, views))
+        return Guess(styled, views.camera, views.label if prior.num_classes else None)
 
 
 def styles(style: Float[Tensor, "B S"], prior: Prior, *, split: bool) -> Float[Tensor, "B W S"]:
@@ -97,18 +94,3 @@ def styles(style: Float[Tensor, "B S"], prior: Prior, *, split: bool) -> Float[T
     if style.shape[1] != size:
         raise ValueError(f"the encoder finds styles of {style.shape[1]} numbers; the generator's have {size}")
     return style[:, None].repeat(1, slots if split else 1, 1)
-
-
-def known_labels(prior: Prior, views: Views) -> Tensor | None:
-    """The photographs' classes where the prior has any.
-
-    Raises:
-        ValueError: they are not known, or none of the prior's.
-    """
-    if prior.num_classes == 0:
-        return None
-    if views.label is None:
-        raise ValueError(f"the generator has {prior.num_classes} classes and the photographs come without: give labels")
-    if int(views.label.max()) >= prior.num_classes:
-        raise ValueError(f"class {int(views.label.max())}: the generator has classes 0 to {prior.num_classes - 1}")
-    return views.label

@@ -27,6 +27,7 @@ from torch import Tensor
 from invkit import rotation, viewpoints
 from invkit.batch import Batch
 from invkit.camera import Camera
+from invkit.data.dataset import ImageSet
 
 PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 FOREGROUND = 0.9
@@ -77,11 +78,18 @@ def focal_candidates(focals: Float[Tensor, "N"]) -> tuple[float, ...]:
     return tuple(np.unique(np.percentile(focals.double().cpu().numpy(), PERCENTILES)).tolist())
 
 
+def focals_of(data: ImageSet) -> tuple[float, ...] | None:
+    """`focal_candidates` of a data set's cameras, or None where they are weak perspective: what `PoseSolver` takes."""
+    inv_focal = torch.cat([data.camera(index).inv_focal for index in range(len(data))])
+    inv_focal = inv_focal[inv_focal > 0]
+    return focal_candidates(1 / (2 * inv_focal)) if len(inv_focal) else None
+
+
 class PoseSolver:
     """The camera under which the points of a canonical map are seen at their pixels.
 
     Args:
-        focals: candidate focal lengths over image width (half of `Camera`'s f), best `focal_candidates` of the data;
+        focals: candidate focal lengths over image width (half of `Camera`'s f), best `focals_of` the data;
             None is weak perspective.
         offset: where in its cell a pixel lies, as for the renderer that made the maps: 0.5 its center, 0 its top-left
             corner, as in the released code.

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from invkit import rotation
 from invkit.camera import Camera
-from nerfinv.pnp import Poses, PoseSolver, focal_candidates, solve
+from invkit.data.dataset import ImageSet
+from invkit.types import Views
+from nerfinv.pnp import Poses, PoseSolver, _Problem, focal_candidates, focals_of, solve
 
 FOCALS = (0.6, 0.75, 0.9, 1.0, 1.1749294, 1.4, 2.0, 3.0)
 QUAT = torch.tensor([[0.8, 0.2, -0.4, 0.4]], dtype=torch.float64)
@@ -88,6 +90,25 @@ def test_candidates_are_percentiles_each_once():
     expected = [0.60024, 0.624, 0.696, 0.816, 0.984, 1.2, 1.464, 1.776, 2.136, 2.544, 2.95224]
     close(torch.tensor(focal_candidates(focals)), expected, 1e-6)
     assert focal_candidates(torch.full((50,), 1.025)) == (pytest.approx(1.025),)
+
+
+def test_the_candidates_of_a_data_set():
+    class Cars(ImageSet):
+        names, num_classes, size = ["a", "b", "c"], 0, 4
+
+        def __init__(self, inv_focal: list[float]) -> None:
+            self.inv_focal = inv_focal
+
+        def __getitem__(self, index: int) -> Views:
+            raise AssertionError("the pictures are not needed")
+
+        def camera(self, index: int) -> Camera:
+            weak = Camera.from_cmr(torch.tensor([[1.0, 0, 0, 1, 0, 0, 0]]))
+            return Camera(weak.quat, weak.scale, weak.shift, torch.tensor([self.inv_focal[index]]))
+
+    assert focals_of(Cars([0.0, 0.0, 0.0])) is None
+    assert focals_of(Cars([0.5, 0.5, 0.5])) == (1.0,)
+    assert len(focals_of(Cars([0.5, 0.25, 0.1]))) == 11
 
 
 # ---- Any camera --------------------------------------------------------------------------------------------------
@@ -208,8 +229,6 @@ def test_points_in_a_plane_are_enough():
     side = torch.linspace(-0.7, 0.7, 40).double()
     plane = torch.stack([*torch.meshgrid(side, side, indexing="xy"), torch.zeros(40, 40).double()], dim=-1)
     landed = camera.project(plane.view(1, -1, 3))[0, :, :2] / 2
-    from nerfinv.pnp import _Problem
-
     fit = solve(_Problem(plane.view(-1, 3).numpy(), landed.numpy(), FOCALS, len(FOCALS)))
     assert fit is not None
     assert fit.error < 1e-6
