@@ -6,10 +6,13 @@
     python scripts/benchmark.py suite=gan device=cuda gan.models=[full] gan.batches.full=[32] output=gan.json
     python scripts/benchmark.py suite=mesh_inversion
     python scripts/benchmark.py suite=mesh_inversion mesh_inversion.parts=[texture] mesh_inversion.sizes.texture=[4096]
+    python scripts/benchmark.py suite=nerf nerf.parts=[render_backward] nerf.models=[full]
+    python scripts/benchmark.py suite=nerf device=cuda nerf.models=[full] nerf.batches.full=8
 
 Suite `render`: pictures of bumpy spheres, forward and backward, by our renderer and by two plain ones; per image.
 Suite `gan`: one step of the mesh GAN's generator and one of its discriminators, and the parts of them, by presets.
 Suite `mesh_inversion`: losses, first guesses, steps, whole inversions and GLB files, each against its naive form.
+Suite `nerf`: pictures of radiance fields against their plain form, and the steps of their GAN with each saving.
 
 Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the CPU, what
 torch allocated on CUDA. Times are medians, in milliseconds; `cpu` is processor time, which (with one thread) means
@@ -21,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks import gan, mesh_inversion, render
+from benchmarks import gan, mesh_inversion, nerf, render
 from omegaconf import DictConfig, OmegaConf
 
 from invkit.files import written_aside
@@ -31,6 +34,7 @@ SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {
     "render": render.rows,
     "gan": gan.rows,
     "mesh_inversion": mesh_inversion.rows,
+    "nerf": nerf.rows,
 }
 
 
