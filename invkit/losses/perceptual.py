@@ -1,6 +1,5 @@
 """Differences of pictures as a network sees them, place by place: they tolerate other pixels, not other places."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from invkit.augment import Similarity, random_similarity
 from invkit.batch import Batch
 from invkit.features.frozen import Stack
 from invkit.features.lpips import LPIPS
-from invkit.images import composite, warp_affine
+from invkit.images import composite
 from invkit.types import Estimate, Views
 
 
@@ -80,29 +80,6 @@ class Photographs(Batch):
     index: Int[Tensor, "B"]
 
 
-@dataclass(frozen=True)
-class Similarities:
-    """Random rotations, scalings and shifts of the image plane.
-
-    Args:
-        turn: rotations are uniform in [-turn, turn], radians.
-        zoom: standard deviation of the base-2 logarithm of the scale.
-        shift: standard deviation of the shift along either axis, NDC of the warped picture.
-    """
-
-    turn: float = math.pi
-    zoom: float = 0.2
-    shift: float = 0.1
-
-    def draw(self, count: int, rng: np.random.Generator) -> Float[Tensor, "count 2 3"]:
-        """Maps p -> scale R(angle) (p + shift) from NDC of the warped picture to NDC of the picture."""
-        angle, scale = rng.uniform(-self.turn, self.turn, count), 2 ** rng.normal(0, self.zoom, count)
-        cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-        linear = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
-        shift = rng.normal(0, self.shift, (count, 2, 1))
-        return torch.from_numpy(np.concatenate([linear, linear @ shift], axis=-1)).float()
-
-
 class WarpedPerceptual:
     """LPIPS of the rendering to the photograph, averaged over the pictures as they are and warped at random.
 
@@ -116,22 +93,12 @@ class WarpedPerceptual:
     Args:
         warps: how many, beside the pictures as they are; 0 is plain LPIPS.
         background: of the renderings: 0 mid grey, 1 white.
-        similarities: what is drawn.
     """
 
-    def __init__(
-        self,
-        network: LPIPS,
-        *,
-        warps: int = 15,
-        background: float = 0.0,
-        seed: int = 0,
-        similarities: Similarities = Similarities(),
-    ) -> None:
+    def __init__(self, network: LPIPS, *, warps: int = 15, background: float = 0.0, seed: int = 0) -> None:
         if warps < 0 or seed < 0:
             raise ValueError(f"warps and seed must be >= 0; got {warps}, {seed}")
         self.network, self.warps, self.background, self.seed = network, warps, background, seed
-        self.similarities = similarities
 
     def target(self, views: Views) -> Photographs:
         """The photographs as they are compared."""
@@ -142,16 +109,16 @@ class WarpedPerceptual:
         """The mean distance for each image."""
         pairs = torch.cat([estimate.image.rgb, target.rgb], dim=1)[:, None]
         if self.warps:
-            matrices = self.matrices(target.index, estimate.steps).to(pairs)
             many = pairs.expand(-1, self.warps, -1, -1, -1).flatten(0, 1)
-            warped = warp_affine(many, matrices.flatten(0, 1), fill=self.background)
-            pairs = torch.cat([pairs, warped.unflatten(0, (-1, self.warps))], dim=1)
+            moves = self.moves(target.index, estimate.steps).to(many.device, dtype=many.dtype)
+            pairs = torch.cat([pairs, moves.warp(many, self.background).unflatten(0, (-1, self.warps))], dim=1)
         rendered, photographed = pairs.flatten(0, 1).split(3, dim=1)
         with torch.no_grad():
             wanted = self.network.maps(photographed)
         return self.network.distance(self.network.maps(rendered), wanted).view(len(target), -1).mean(dim=1)
 
-    def matrices(self, index: Int[Tensor, "B"], step: int) -> Float[Tensor, "B W 2 3"]:
-        """The warps of each image in a step."""
-        rngs = [np.random.default_rng((self.seed, number, step)) for number in index.tolist()]
-        return torch.stack([self.similarities.draw(self.warps, rng) for rng in rngs])
+    def moves(self, index: Int[Tensor, "B"], step: int) -> Similarity:
+        """The warps of each image in a step, those of one image after another."""
+        seeds = [np.random.SeedSequence((self.seed, number, step)) for number in index.tolist()]
+        words = [int(seed.generate_state(1, np.uint64)[0]) for seed in seeds]
+        return Similarity.cat([random_similarity(self.warps, torch.Generator().manual_seed(word)) for word in words])
