@@ -1,26 +1,23 @@
-"""Textured meshes as files that any viewer opens: GLB, or OBJ with its material and picture; turntables; transfers.
+"""Textured meshes as models that any viewer shows; OBJ with its material and picture; transfers of textures.
 
 A viewer does not read textures as the renderer does. It takes texel centers at half integers where the renderer aligns
-the outermost texels with the borders of the UV square, and its y axis is up where the object frame's z is. So the file
-holds the padded texture and UVs that make a viewer look up the same colors, and turned vertices: (x, y, z) becomes
+the outermost texels with the borders of the UV square, and its y axis is up where the object frame's z is. So a model
+has the padded texture and UVs that make a viewer look up the same colors, and turned vertices: (x, y, z) becomes
 (x, z, -y), which is a rotation. The head of a bird (-y) then looks along +z, as glTF wants the front of things.
 """
 
-import io
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import trimesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
-from invkit import viewpoints
-from invkit.camera import Camera
+from invkit.export import y_up
 from invkit.files import written_aside
 from invkit.images import to_uint8
 from invkit.protocols import Renderer
@@ -35,8 +32,8 @@ def models(mesh: TexturedMesh) -> list[trimesh.Trimesh]:
     owner = _vertex_of_uv(template)
     uvs = _viewer_uvs(template, *mesh.texture.shape[2:]).numpy()
     on_cpu = mesh.detach().to("cpu")
-    positions = _y_up(on_cpu.vertices.double())[:, owner].numpy()
-    normals = _y_up(_vertex_normals(on_cpu))[:, owner].numpy()
+    positions = y_up(on_cpu.vertices.double())[:, owner].numpy()
+    normals = y_up(_vertex_normals(on_cpu))[:, owner].numpy()
     pictures = to_uint8(template.pad_texture(on_cpu.texture.float())).numpy()
     return [
         trimesh.Trimesh(
@@ -76,12 +73,6 @@ def transfers(estimate: Estimate, renderer: Renderer[TexturedMesh]) -> Estimate:
     return replace(own, scene=scene, image=renderer(scene, own.camera))
 
 
-def write_glb(path: Path, model: trimesh.Trimesh) -> None:
-    """One binary glTF file with the texture in it; whole or not there."""
-    with written_aside(path) as aside:
-        aside.write_bytes(trimesh.exchange.gltf.export_glb(trimesh.Scene(model), include_normals=True))
-
-
 def write_obj(path: Path, model: trimesh.Trimesh) -> None:
     """`path` (.obj) with a .mtl and a .png of the same name beside it; the OBJ is written last, once these are."""
     plain = model.copy()
@@ -98,74 +89,8 @@ def write_obj(path: Path, model: trimesh.Trimesh) -> None:
         aside.write_text(text)
 
 
-def turntable(
-    mesh: TexturedMesh, camera: Camera, renderer: Renderer[TexturedMesh], count: int = 36
-) -> UInt8[Tensor, "K H W 3"]:
-    """A batch of one turned about its up axis in `count` equal steps, from the camera's view on, over white.
-
-    Raises:
-        ValueError: the batch does not hold exactly one mesh.
-    """
-    if len(mesh) != 1:
-        raise ValueError(f"a turntable shows one mesh; this batch has {len(mesh)}")
-    centered = mesh.centered()
-    cameras = viewpoints.orbit(camera, torch.arange(count) * (360 / count))
-    frames = []
-    with torch.no_grad():
-        for i in range(count):
-            image = renderer(centered, cameras[i])
-            # The colors are multiplied by the mask already, also where supersampling made it fractional.
-            frames.append(to_uint8(image.rgb + 1 - image.mask).cpu())
-    return torch.cat(frames)
-
-
-def write_gif(path: Path, frames: UInt8[Tensor, "K H W 3"], *, frames_per_second: float = 12.0) -> None:
-    """An animation that repeats for ever; whole or not there."""
-    pictures: Sequence[Image.Image] = [Image.fromarray(frame.numpy()) for frame in frames.cpu()]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / frames_per_second), loop=0
-    )
-    with written_aside(path) as aside:
-        aside.write_bytes(buffer.getvalue())
-
-
-def write_mp4(path: Path, frames: UInt8[Tensor, "K H W 3"], *, frames_per_second: float = 12.0) -> None:
-    """A film in H.264, which every browser and slide program plays; whole or not there.
-
-    Sides are stretched to even numbers, as the format wants them.
-
-    Raises:
-        ValueError: imageio-ffmpeg is not installed.
-    """
-    try:
-        import imageio_ffmpeg
-    except ImportError as error:
-        raise ValueError(f'films need imageio-ffmpeg ({error}): pip install -e ".[video]"') from error
-    height, width = frames.shape[1:3]
-    with written_aside(path) as aside:
-        film = imageio_ffmpeg.write_frames(
-            str(aside),
-            (width, height),
-            fps=frames_per_second,
-            quality=8,
-            macro_block_size=2,
-            # The name written aside does not tell the format. The index goes first, so that it plays while it loads.
-            output_params=["-f", "mp4", "-movflags", "+faststart"],
-        )
-        film.send(None)
-        for frame in frames.cpu():
-            film.send(frame.contiguous().numpy())
-        film.close()
-
-
 def _matte(picture: Image.Image) -> PBRMaterial:
     return PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0, doubleSided=False)
-
-
-def _y_up(vectors: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
-    x, y, z = vectors.unbind(2)
-    return torch.stack([x, z, -y], dim=2)
 
 
 def _vertex_of_uv(template: Template) -> Tensor:

@@ -1,10 +1,12 @@
-"""Turn records of an inversion into files: textured meshes (GLB, OBJ) and turntables (GIF, MP4).
+"""Turn records of an inversion into files: models (GLB, OBJ, PLY) and turntables (GIF, MP4).
 
     python scripts/export.py experiment=meshinv_invert_synthetic
     python scripts/export.py experiment=meshinv_invert_synthetic inversion=/scratch/my_run limit=8 obj=true turntable=36
 
-Files go to <inversion>/meshes, named after the images; another export with other settings adds its own. Images that
-could not be searched are passed over and named.
+Textured meshes become GLB and, with obj=true, OBJ; radiance fields GLB and, with ply=true, PLY, both with vertex colors
+(marching cubes on a grid of `resolution` nodes along a side). Files go to <inversion>/meshes, named after the images;
+another export with other settings adds its own. Images that could not be searched, and fields without a surface, are
+passed over and named.
 """
 
 from pathlib import Path
@@ -12,9 +14,12 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from invkit.export import turntable, write_gif, write_glb, write_mp4, write_ply
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
-from meshinv.export import models, turntable, write_gif, write_glb, write_mp4, write_obj
+from meshinv.export import models, write_obj
+from nerfinv import export as field_export
+from nerfinv.field import RadianceField
 
 
 @main(config_name="export")
@@ -38,14 +43,27 @@ def export(cfg: DictConfig) -> None:
             path = run.dir / store.path(name).stem
             found = record.found.to(run.device)
             with torch.no_grad():
-                mesh = prior.decode(found.latent, found.label)
-            (model,) = models(mesh)
-            if cfg.glb:
-                write_glb(beside(path, ".glb"), model)
-            if cfg.obj:
-                write_obj(beside(path, ".obj"), model)
+                scene = prior.decode(found.latent, found.label)
+            is_field = isinstance(scene, RadianceField)
+            if is_field and cfg.obj:
+                raise ValueError("obj=true: radiance fields have no texture; ply=true writes their vertex colors")
+            if not is_field and cfg.ply:
+                raise ValueError("ply=true: textured meshes have no vertex colors; obj=true writes their texture")
+            if cfg.glb or cfg.obj or cfg.ply:
+                try:
+                    (model,) = field_export.models(scene, [name], cfg.resolution) if is_field else models(scene)
+                except field_export.NoSurface as error:
+                    run.log.message(f"nothing to export: {error}")
+                    continue
+                if cfg.glb:
+                    write_glb(beside(path, ".glb"), model)
+                if cfg.obj:
+                    write_obj(beside(path, ".obj"), model)
+                if cfg.ply:
+                    write_ply(beside(path, ".ply"), model)
             if cfg.turntable:
-                frames = turntable(mesh, found.camera, renderer, cfg.turntable)
+                behind = renderer.background if is_field else 0.0
+                frames = turntable(scene, found.camera, renderer, cfg.turntable, background=behind)
                 write_gif(beside(path, ".gif"), frames)
                 if cfg.mp4:
                     write_mp4(beside(path, ".mp4"), frames)

@@ -36,6 +36,7 @@ from invkit.camera import Camera
 from invkit.data.dataset import Preparation, from_square
 from invkit.data.folder import Folder, Photo, read_photo
 from invkit.evaluate import render
+from invkit.export import write_glb
 from invkit.features.silhouette import MaskRCNN
 from invkit.features.weights import WEIGHTS
 from invkit.files import written_aside
@@ -45,7 +46,7 @@ from invkit.metrics.iou import iou
 from invkit.records import OK, RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Estimate, Views
-from meshinv.export import models, write_glb
+from meshinv.export import models
 
 TILE, CAPTION, COLUMNS = 256, 22, 5
 TURNS = (45.0, 90.0, 180.0, 270.0)

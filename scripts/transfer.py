@@ -12,11 +12,12 @@ import torch
 from omegaconf import DictConfig
 
 from invkit.evaluate import render
+from invkit.export import write_glb
 from invkit.images import composite, grid, write_png
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Guess
-from meshinv.export import models, transfers, write_glb
+from meshinv.export import models, transfers
 
 
 @main(config_name="transfer")

@@ -27,7 +27,7 @@ KIT = (
     {"losses", "metrics"},
     {"objective", "records", "viewpoints", "train", "schedule", "search_state"},
     {"measurement"},
-    {"invert", "evaluate"},
+    {"invert", "evaluate", "export"},
     {"run", "report"},
 )
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
@@ -39,6 +39,7 @@ METHOD = (
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
     {"prior"},
     {"init", "pseudo_truth"},
+    {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
 ONE_FILE_EACH = ("kaolin", "cv2", "wandb")

@@ -21,12 +21,13 @@ from torch import Tensor
 from benchmarks import measurement
 from invkit import viewpoints
 from invkit.camera import Camera
+from invkit.export import write_glb
 from invkit.features.vgg import VGG19
 from invkit.invert import Inverter, Stage
 from invkit.objective import total
 from invkit.run import instantiate_trusted
 from invkit.types import Estimate, Guess, Rendering, Views
-from meshinv.export import models, write_glb
+from meshinv.export import models
 from meshinv.init import BestOfN
 from meshinv.losses.appearance import Features
 from meshinv.losses.chamfer_mask import ChamferMask

@@ -12,9 +12,10 @@ from PIL import Image
 from torch.nn import functional
 
 from invkit.camera import Camera
+from invkit.export import turntable, write_gif, write_glb, write_mp4
 from invkit.images import from_uint8
 from invkit.types import Estimate
-from meshinv.export import models, transfers, turntable, with_texture_of, write_gif, write_glb, write_mp4, write_obj
+from meshinv.export import models, transfers, with_texture_of, write_obj
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.template import Template
