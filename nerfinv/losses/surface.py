@@ -14,7 +14,7 @@ def stratified_points(field: RadianceField, cells: int = 31) -> Float[Tensor, "B
     """One random point in each of cells^3 equal cubes that fill the box, for each object; from torch's generator."""
     like = {"dtype": field.planes.dtype, "device": field.planes.device}
     index = torch.arange(cells, **like)
-    corner = torch.stack(torch.meshgrid(index, index, index, indexing="ij"), dim=-1).view(1, -1, 3)
+    corner = torch.stack(torch.meshgrid(index, index, index, indexing="xy"), dim=-1).view(1, -1, 3)
     inside = torch.rand(len(field), cells**3, 3, **like)
     return ((corner + inside) * (2 / cells) - 1) * field.half_side
 
