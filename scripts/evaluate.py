@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from invkit.evaluate import measure, statuses
 from invkit.measurement import EvaluationProtocol, Instruments
+from invkit.metrics.voxels import Grid
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
+from invkit.viewpoints import Frame
+from meshinv.solid import solid as mesh_solid
+from nerfinv.field import RadianceField
+from nerfinv.solid import solid as field_solid
 
 
 @main(config_name="evaluate")
@@ -71,9 +77,14 @@ def instruments(cfg: DictConfig) -> Instruments:
         perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
         reals=recipe(cfg.data, **cfg.reals),
         truth=recipe(cfg.truth),
-        solid=instantiate_trusted(cfg.solid),
+        solid=solid,
         grid=instantiate_trusted(cfg.grid),
     )
+
+
+def solid(scene: Any, frame: Frame, grid: Grid) -> Tensor:
+    """The voxels inside scenes of either method."""
+    return (field_solid if isinstance(scene, RadianceField) else mesh_solid)(scene, frame, grid)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
