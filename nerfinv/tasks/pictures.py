@@ -1,0 +1,92 @@
+"""Sheets of radiance fields: colors, normals, depth and regions side by side, all on white."""
+
+import copy
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from invkit import rotation
+from invkit.camera import Camera
+from invkit.images import grid
+from invkit.types import Rendering
+from nerfinv.field import RadianceField
+from nerfinv.manipulation import region_colors
+from nerfinv.renderers.volume import VolumeRenderer
+
+NEAREST, FARTHEST = 0.9, -0.8
+"""Grey values of depth."""
+
+
+def on_white(renderer: VolumeRenderer) -> VolumeRenderer:
+    """The same renderer with white behind, and without chance."""
+    changed = copy.copy(renderer)
+    changed.background, changed.random = 1.0, False
+    return changed
+
+
+@torch.no_grad()
+def sheet(field: RadianceField, camera: Camera, renderer: VolumeRenderer) -> Float[Tensor, "3 h w"]:
+    """A row for each object: colors, normals (of signed distances), depth and (where there is a palette) regions."""
+    extras = {"depth"}
+    extras |= {"normals"} if field.density.signed_distance else set()
+    extras |= {"shares"} if field.palette is not None else set()
+    image = on_white(renderer)(field, camera, extras=frozenset(extras))
+    columns = [image.rgb]
+    if image.normals is not None:
+        columns.append(normals(image))
+    columns.append(depth(image))
+    if image.shares is not None:
+        columns.append(regions(image))
+    return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
+
+
+def normals(image: Rendering) -> Float[Tensor, "B 3 H W"]:
+    """Normals as colors: red to the right, green up, blue towards the viewer."""
+    return image.normals * image.normals.new_tensor([1.0, -1.0, -1.0])[:, None, None] + 1 - image.mask
+
+
+def depth(image: Rendering) -> Float[Tensor, "B 3 H W"]:
+    """The nearer the lighter, over the range of each picture."""
+    solid = image.mask > 0.5
+    at = image.depth / image.mask.clamp(min=0.5)
+    near = torch.where(solid, at, torch.inf).amin(dim=(2, 3), keepdim=True)
+    far = torch.where(solid, at, -torch.inf).amax(dim=(2, 3), keepdim=True)
+    share = ((at - near) / (far - near).clamp(min=1e-6)).clamp(0, 1)
+    grey = NEAREST + (FARTHEST - NEAREST) * share
+    return torch.where(image.mask > 0, image.mask * grey + 1 - image.mask, 1.0).expand(-1, 3, -1, -1)
+
+
+def regions(image: Rendering) -> Float[Tensor, "B 3 H W"]:
+    """Which color of the palette is where, in colors that are the same for all objects."""
+    colors = region_colors(image.shares.shape[1]).to(image.shares)
+    return torch.einsum("bkhw,kc->bchw", image.shares, colors) + 1 - image.mask
+
+
+def seen_from(elevation: float, azimuth: float, *, scale: float, inv_focal: float = 0.0) -> Camera:
+    """The camera that looks at the origin of a frame whose z axis is up; one.
+
+    Args:
+        elevation, azimuth: degrees above the horizon, and from +x to +y; 0 and 0 look from +x.
+        scale: NDC per object unit at the origin.
+    """
+    up, around = math.radians(elevation), math.radians(azimuth)
+    cos_up, sin_up, cos, sin = math.cos(up), math.sin(up), math.cos(around), math.sin(around)
+    # Rows are the image's right, down and forward.
+    matrix = torch.tensor(
+        [
+            [-sin, cos, 0.0],
+            [sin_up * cos, sin_up * sin, -cos_up],
+            [-cos_up * cos, -cos_up * sin, -sin_up],
+        ]
+    )
+    quat = rotation.from_matrix(matrix[None])
+    return Camera(quat, torch.tensor([scale]), torch.zeros(1, 2), torch.tensor([inv_focal]))
+
+
+def common(cameras: Camera, elevation: float, azimuth: float) -> Camera:
+    """The camera at a place of our choice with the median scale and focal length of others; one, centered."""
+    found = seen_from(elevation, azimuth, scale=1.0)
+    return replace(found, scale=cameras.scale.median()[None], inv_focal=cameras.inv_focal.median()[None])
