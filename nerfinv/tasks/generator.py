@@ -185,12 +185,6 @@ class GanTask:
         betas = (0.0, 0.99)
         self.phases = [
             Phase(
-                name="sphere",
-                optimizer=self._sphere_optimizer,
-                loss=self.sphere_loss,
-                due=lambda step: step < sphere_steps,
-            ),
-            Phase(
                 name="generator",
                 optimizer=torch.optim.Adam(generator.parameters(), generator_rate, betas),
                 loss=self.generator_loss,
@@ -207,6 +201,15 @@ class GanTask:
                 clip_norm=clip_norm,
             ),
         ]
+
+        if sphere_steps:
+            spheres = Phase(
+                name="sphere",
+                optimizer=self._sphere_optimizer,
+                loss=self.sphere_loss,
+                due=lambda step: step < sphere_steps,
+            )
+            self.phases.insert(0, spheres)
 
     # ---- What a step is given ------------------------------------------------------------------------------------
 
