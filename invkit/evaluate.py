@@ -80,15 +80,18 @@ def statuses(store: RecordStore, dataset: ImageSet) -> Result:
 
     Returns:
         statuses: status -> number of records; failed: name -> why, of the images that could not be searched;
-        missing: names of the images without a record; iou_of_search: name -> overlap that the search itself ended with.
+        missing: names of the images without a record; iou_of_search: name -> overlap that the search itself ended with;
+        mean_steps: that the searches took, None where there were none.
     """
     gone = set(store.missing(dataset.names))
     records = [store.read(name) for index, name in enumerate(dataset.names) if index not in gone]
+    taken = [int(record.trace.steps) for record in records if record.trace is not None]
     return {
         "statuses": dict(Counter(record.status if record.found is not None else "failed" for record in records)),
         "failed": {record.name: record.status for record in records if record.found is None},
         "missing": [dataset.names[index] for index in sorted(gone)],
         "iou_of_search": {r.name: float(r.trace.iou[0, -1]) for r in records if r.trace is not None},
+        "mean_steps": sum(taken) / len(taken) if taken else None,
     }
 
 
@@ -110,13 +113,15 @@ def evaluate(
         iou_before, iou_after: mean overlap of first guess and result; None where count is 0.
         images: by name: status, iou_before and iou_after of every image that has a record.
         missing: names of the images without a record.
+        mean_steps: that the searches took, None where there were none.
     """
     protocols = {
         "iou_before": EvaluationProtocol({"iou": {}}, first_guess=True),
         "iou_after": EvaluationProtocol({"iou": {}}),
     }
     results = dict(measure(store, prior, renderer, dataset, protocols, batch_size=batch_size, device=device))
-    missing = statuses(store, dataset)["missing"]
+    ended = statuses(store, dataset)
+    missing = ended["missing"]
     known = sorted(set(dataset.names) - set(missing))
     images: dict[str, dict[str, Any]] = {name: {"status": store.read(name).status} for name in known}
     means = {}
@@ -125,7 +130,8 @@ def evaluate(
         means[key] = values["value"]
         for name, value in values["per_image"].items():
             images[name][key] = value
-    return {"count": results["iou_after"]["images"], **means, "images": images, "missing": missing}
+    count = results["iou_after"]["images"]
+    return {"count": count, **means, "images": images, "missing": missing, "mean_steps": ended["mean_steps"]}
 
 
 @torch.no_grad()

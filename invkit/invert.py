@@ -55,7 +55,7 @@ class Inverter:
         objective: Objective,
         stages: Sequence[Stage] = MESHINVERSION_STAGES,
         *,
-        betas: tuple[float, float] = (0.0, 0.99),
+        betas: Sequence[float] = (0.0, 0.99),
         warm_up: int = 0,
         optimize_camera: bool = True,
         optimize_focal: bool = False,

@@ -78,9 +78,14 @@ def focal_candidates(focals: Float[Tensor, "N"]) -> tuple[float, ...]:
     return tuple(np.unique(np.percentile(focals.double().cpu().numpy(), PERCENTILES)).tolist())
 
 
-def focals_of(data: ImageSet) -> tuple[float, ...] | None:
-    """`focal_candidates` of a data set's cameras, or None where they are weak perspective: what `PoseSolver` takes."""
-    inv_focal = torch.cat([data.camera(index).inv_focal for index in range(len(data))])
+def focals_of(data: ImageSet, most: int | None = None) -> tuple[float, ...] | None:
+    """`focal_candidates` of a data set's cameras, or None where they are weak perspective: what `PoseSolver` takes.
+
+    Args:
+        most: so many cameras are looked at, spread over the set; None is all. One is enough where all are alike.
+    """
+    count = len(data) if most is None else min(most, len(data))
+    inv_focal = torch.cat([data.camera(index * len(data) // count).inv_focal for index in range(count)])
     inv_focal = inv_focal[inv_focal > 0]
     return focal_candidates(1 / (2 * inv_focal)) if len(inv_focal) else None
 

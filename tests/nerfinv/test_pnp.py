@@ -109,6 +109,7 @@ def test_the_candidates_of_a_data_set():
     assert focals_of(Cars([0.0, 0.0, 0.0])) is None
     assert focals_of(Cars([0.5, 0.5, 0.5])) == (1.0,)
     assert len(focals_of(Cars([0.5, 0.25, 0.1]))) == 11
+    assert focals_of(Cars([0.5, 0.25, 0.1]), most=1) == (1.0,)
 
 
 # ---- Any camera --------------------------------------------------------------------------------------------------
