@@ -139,7 +139,8 @@ def locate(
     """
     position = (points + 1) * ((side - 1) / 2)
     held = position.detach().clamp(0, side - 1)
-    corner = held.floor().clamp(max=side - 2)
+    # What is not a number is looked up somewhere, and its weights stay not a number.
+    corner = held.floor().clamp(max=side - 2).nan_to_num(0.0)
     # The derivative is that to the right, so none at the far end; the near end belongs to the inside.
     moves = (position.detach() >= 0) & (position.detach() < side - 1)
     fraction = torch.where(moves, position, held) - corner

@@ -39,9 +39,12 @@ def rows(settings: dict) -> Iterator[dict]:
     """The cases of the suite with their numbers, printed line by line.
 
     Raises:
-        ValueError: there is no such part or saving.
+        ValueError: there is no such part or form.
     """
     suite = settings["nerf"]
+    for name in suite["forms"]:
+        if name not in suite["savings"]:
+            raise ValueError(f"nerf.forms: {name} is not one of {', '.join(suite['savings'])}")
     for part in suite["parts"]:
         if part not in ("render", "render_backward", *STEPS):
             raise ValueError(f"nerf.parts: {part} is not one of render, render_backward, {', '.join(STEPS)}")
@@ -51,8 +54,8 @@ def rows(settings: dict) -> Iterator[dict]:
         batch = suite["batches"][model]
         if part in STEPS:
             forms = [
-                {"form": name, "overrides": overrides, "experiment": suite["experiment"]}
-                for name, overrides in suite["savings"].items()
+                {"form": name, "overrides": suite["savings"][name], "experiment": suite["experiment"]}
+                for name in suite["forms"]
             ]
         else:
             forms = [{"form": name, "prior": suite["prior"]} | suite["rendering"] for name in RENDERERS]
@@ -230,12 +233,12 @@ def training(case: dict) -> Case:
     overrides = [
         f"experiment={case['experiment']}",
         f"model=nerfinv_{case['model']}",
-        f"task.batch_size={case['batch']}",
-        "task.ada=null",
-        "task.path_warm_up=0",
-        "task.surface_warm_up=0",
-        "task.sphere_steps=0",
-        "task.half_size_steps=0",
+        f"++task.batch_size={case['batch']}",
+        "++task.ada=null",
+        "++task.path_warm_up=0",
+        "++task.surface_warm_up=0",
+        "++task.sphere_steps=0",
+        "++task.half_size_steps=0",
         *case["overrides"],
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

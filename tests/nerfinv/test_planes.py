@@ -135,6 +135,14 @@ def test_beyond_the_ends_nothing_varies():
     assert not gradient.any()
 
 
+def test_a_point_that_is_not_a_number_spoils_itself_alone():
+    planes = torch.randn(1, 3, 2, 5, 5, generator=torch.Generator().manual_seed(6))
+    points = torch.tensor([[[0.1, 0.2, 0.3], [torch.nan, 0.0, 0.0], [0.0, 0.0, torch.inf]]])
+    value = looked_up(planes, points)[0]
+    assert bool(value[1].isnan().all())
+    torch.testing.assert_close(value[:1], looked_up(planes, points[:, :1])[0])
+
+
 def test_known_numbers_of_a_5_by_7_image():
     """Values, gradients and gradients of the squared gradient; the image's last row is repeated to make it square."""
     rows, columns = torch.meshgrid(

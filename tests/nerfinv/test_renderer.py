@@ -119,6 +119,19 @@ def test_the_gradient_of_the_pose_by_finite_differences_where_samples_stay():
     assert torch.autograd.gradcheck(picture, pose, eps=1e-7, atol=1e-5, rtol=1e-3)
 
 
+def test_an_image_that_is_not_a_number_spoils_itself_alone():
+    field, camera = bumpy_balls(2), around(2, perspective=True).detach()
+    planes = field.planes.detach().clone()
+    planes[1] = torch.nan
+    image = VolumeRenderer(8, coarse=8, fine=8)(replace(field, planes=planes), camera)
+    assert bool(image.mask[1].isnan().any())
+    alone = VolumeRenderer(8, coarse=8, fine=8)(field[0], camera[0])
+    torch.testing.assert_close(image.rgb[:1], alone.rgb)
+    camera = replace(camera, shift=torch.tensor([[0.0, 0.0], [torch.nan, 0.0]]))
+    image = VolumeRenderer(8, coarse=8, fine=8)(field, camera)
+    assert bool(image.rgb[0].isfinite().all())
+
+
 # ---- Random samples --------------------------------------------------------------------------------------------------
 
 
