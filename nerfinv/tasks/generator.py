@@ -6,7 +6,6 @@ can grow.
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from invkit import dist, rotation
+from invkit import dist
 from invkit.augment import Similarity, blurred, random_similarity
 from invkit.batch import Batch, Record
 from invkit.camera import Camera
@@ -30,18 +29,18 @@ from invkit.train.ema import Ema
 from invkit.train.loop import Phase, Run, shared_rng
 from invkit.train.schedule import every, ramp
 from invkit.types import Rendering, Views
-from invkit.viewpoints import orbit
 from nerfinv.discriminator import Discriminator, pose_vector
 from nerfinv.field import RadianceField
 from nerfinv.generator.generator import Generator
 from nerfinv.losses import surface
 from nerfinv.losses.path_length import PathLength, path_lengths
 from nerfinv.renderers.volume import VolumeRenderer
+from nerfinv.tasks.pictures import common, depth, normals, on_white
 from nerfinv.tasks.quality import SampleQuality
 
 SAMPLES, AZIMUTHS = 6, 4
 ELEVATION = 20.0
-"""Degrees above the horizon from which sample pictures look, as far as the data have such a camera."""
+"""Degrees above the horizon from which sample pictures look; z is up."""
 
 BESIDE = 0.004
 """Standard deviation of the distance to the second point of the total variation, relative to half the box."""
@@ -408,7 +407,7 @@ class GanTask:
 
     @torch.no_grad()
     def report(self, run: Run, step: int) -> None:
-        """Colors and normals of fixed latents from all sides, an object a row; how sharp the surface is."""
+        """Colors, depth and normals of fixed latents from all sides, an object a row; their distance to photographs."""
         rng = torch.Generator().manual_seed(self.seed)
         generator = self.ema.module
         like = next(generator.parameters())
@@ -417,32 +416,22 @@ class GanTask:
         if self.labels is not None:
             present = torch.tensor(sorted(set(self.labels.tolist())))
             label = present[torch.linspace(0, len(present) - 1, SAMPLES).long()].to(like.device)
-        degrees = torch.arange(AZIMUTHS) * (360 / AZIMUTHS)
-        sides = orbit(self.upright_camera(), degrees).to(like.device, dtype=like.dtype)
-        field = generator(generator.style(latent, label))
-        renderer = copy.copy(self.renderer)
-        renderer.random = False
-        extras = frozenset({"normals"}) if generator.density.signed_distance else frozenset()
-        image = renderer(field.repeat(AZIMUTHS), Camera.cat([sides] * SAMPLES), extras=extras)
-        run.log.image(step, "samples", grid(image.rgb, columns=AZIMUTHS))
+        sides = [common(self.cameras, ELEVATION, index * 360 / AZIMUTHS) for index in range(AZIMUTHS)]
+        camera = Camera.cat(sides * SAMPLES).to(like.device, dtype=like.dtype)
+        field = generator(generator.style(latent, label)).repeat(AZIMUTHS)
+        extras = {"depth"} | ({"normals"} if generator.density.signed_distance else set())
+        image = on_white(self.renderer)(field, camera, extras=frozenset(extras))
+        sheets = {"samples": image.rgb, "depth": depth(image)}
         if image.normals is not None:
-            facing = image.normals * image.normals.new_tensor([1.0, -1.0, -1.0])[:, None, None]
-            run.log.image(step, "normals", grid(facing + 1 - image.mask, columns=AZIMUTHS))
+            sheets["normals"] = normals(image)
+        for name, sheet in sheets.items():
+            run.log.image(step, name, grid(sheet, columns=AZIMUTHS))
         if self.quality is None:
             return
         scores = self.quality.measure(generator, run.device)
         run.log.scalars(step, scores, prefix="quality/")
         payload = {"config": run.config, "modules": {"generator_ema": self.ema.state_dict()}}
         run.checkpoints.save_best(step, next(iter(scores.values())), payload)
-
-    def upright_camera(self) -> Camera:
-        """The camera of the data that comes nearest to looking from `ELEVATION` degrees above, upright; z is up."""
-        up = rotation.rotate(
-            self.cameras.quat, self.cameras.quat.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(self.cameras), -1, -1)
-        )
-        elevation = math.radians(ELEVATION)
-        wanted = up.new_tensor([0.0, -math.cos(elevation), -math.sin(elevation)])
-        return self.cameras[int((up.squeeze(1) @ wanted).argmax())]
 
     def finish(self, run: Run) -> None:
         """The weights are all that is left behind."""
