@@ -67,6 +67,8 @@ class EncoderTask:
         regressor: None trains the encoder alone.
         pretrained: file of a backbone trained on ImageNet (`mit_b5.pth`) that all backbones start from, as in the
             paper; None starts from random weights.
+        coords_weight: of the positions in the loss. They are in object units: where objects are small, so is this term
+            beside that of the styles, and the maps come late. The paper weighs all terms alike.
         mirror: half of the cameras are mirrored; for objects symmetric in x.
         mixed_precision: the encoder computes in bfloat16; rendering and losses stay in float32.
         reuse: how many times each rendering is used on average. 1 is the paper's. Above it, a batch is rendered at
@@ -86,6 +88,7 @@ class EncoderTask:
         batch_size: int = 32,
         rate: float = 6e-5,
         schedule: Rate = step_decay(60_000, 0.1),
+        coords_weight: float = 1.0,
         mirror: bool = True,
         mixed_precision: bool = False,
         reuse: int = 1,
@@ -107,6 +110,7 @@ class EncoderTask:
         self.generator = generator.eval().requires_grad_(False)
         self.encoder, self.regressor = encoder, regressor
         self.batch_size, self.mirror, self.seed = batch_size, mirror, seed
+        self.coords_weight = coords_weight
         self.sampler = StepSampler(len(data), batch_size, seed)
         self.modules: dict[str, nn.Module] = {"encoder": encoder}
         if regressor is not None:
@@ -133,10 +137,12 @@ class EncoderTask:
         return map(torch.tensor, count(start))
 
     def loss(self, number: Int[Tensor, ""], step: int) -> dict[str, Tensor]:
-        return {name: values.mean() for name, values in self.errors(self.batch(number.device, step)).items()}
+        """The weighted terms, of which each is a mean over the images."""
+        terms = {name: values.mean() for name, values in self.errors(self.batch(number.device, step)).items()}
+        return terms | {"coords": self.coords_weight * terms["coords"]}
 
     def errors(self, truth: Rendered) -> dict[str, Float[Tensor, "B"]]:
-        """The loss terms of each image."""
+        """The loss terms of each image, unweighted."""
         seen = self.encoder(truth.rgb)
         errors = {
             "coords": bootstrap.coords(seen.coords, truth.coords, truth.mask),

@@ -134,6 +134,7 @@ def test_a_preset_sets_its_switches_and_no_others(preset, data, generator, tmp_p
     (phase,) = task.phases
     assert phase.autocast is (torch.bfloat16 if fast else None)
     assert task.reuse == (4 if fast else 1)
+    assert task.coords_weight == (10.0 if preset == "small" else 1.0)
     assert task.renderer.offset == (0.0 if preset == "official" else 0.5)
     group = phase.optimizer.param_groups[0]
     assert (group["initial_lr"], group["betas"], group["weight_decay"]) == (

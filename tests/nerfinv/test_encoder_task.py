@@ -140,6 +140,15 @@ def test_the_losses_are_those_written_out():
         assert errors[name].tolist() == pytest.approx(values, rel=1e-12), name
 
 
+def test_a_step_sums_the_means_of_the_terms():
+    task = encoder_task(drop_path=0.0, coords_weight=7.0)
+    errors = task.errors(task.rendered(2, torch.device("cpu")))
+    means = {name: sum(values.tolist()) / BATCH for name, values in errors.items()}
+    means["coords"] *= 7
+    terms = {name: value.item() for name, value in task.loss(torch.tensor(2), 2).items()}
+    assert terms == pytest.approx(means, rel=1e-5)
+
+
 def test_both_signs_of_a_quaternion_are_one_pose(rng):
     camera = Sights().camera
     other = Camera(-camera.quat, camera.scale, camera.shift, camera.inv_focal)
