@@ -17,6 +17,8 @@ export OMP_WAIT_POLICY ?= passive
 RECENT := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 TOO_OLD = { echo "Python 3.11 or newer is needed, and $(1) is not; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 
+TEST_PROCESSES ?= 2
+
 .PHONY: setup test demo lint doctor clean
 
 setup: $(STAMP)
@@ -28,8 +30,9 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+# Each process takes whole files, whose fixtures are costly, and one thread.
 test: setup
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 demo: setup
 	$(PY) scripts/demo.py
