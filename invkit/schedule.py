@@ -52,7 +52,7 @@ class Stall:
         least: steps made in any case.
     """
 
-    tolerance: float = 0.02
+    tolerance: float = 0.05
     window: int = 5
     least: int = 10
 
