@@ -22,7 +22,7 @@ KIT = (
     {"types"},
     {"protocols"},
     {"files"},
-    {"images", "dist", "log", "checkpoint"},
+    {"images", "dist", "log", "checkpoint", "pickles"},
     {"features", "data", "augment"},
     {"losses", "metrics"},
     {"objective", "records", "viewpoints", "train", "schedule", "search_state"},

@@ -7,7 +7,7 @@ Two files describe a split, entry by entry: `images` has the path, the box and t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.io
@@ -47,6 +47,20 @@ class Record:
     cad_index: int | None = None
 
 
+@runtime_checkable
+class Annotation(Protocol):
+    """What has to be known about an object in a photograph for it to be cut out: what `Record` says."""
+
+    name: str
+    path: Path
+    box: tuple[float, float, float, float]
+    camera: Camera
+    label: int | None
+
+    @property
+    def mask(self) -> Bool[np.ndarray, "H W"]: ...
+
+
 class AnnotatedPhotos(ImageSet):
     """The annotated objects of a split, each cut out of its photograph, and flipped copies behind them.
 
@@ -55,7 +69,7 @@ class AnnotatedPhotos(ImageSet):
 
     def __init__(
         self,
-        records: Sequence[Record],
+        records: Sequence[Annotation],
         size: int,
         num_classes: int,
         *,
@@ -161,7 +175,7 @@ def read_records(images_mat: Path, cameras_mat: Path, photos: Path) -> list[Reco
     return records
 
 
-def read_photo(record: Record, mask: Shaped[Tensor, "H W"]) -> Float[Tensor, "3 H W"]:
+def read_photo(record: Annotation, mask: Shaped[Tensor, "H W"]) -> Float[Tensor, "3 H W"]:
     """The photograph of a record, in [0, 1].
 
     Raises:
@@ -174,7 +188,7 @@ def read_photo(record: Record, mask: Shaped[Tensor, "H W"]) -> Float[Tensor, "3 
     return image
 
 
-def problems(files: Sequence[Path], read: Callable[[], list[Record]], split: str) -> list[str]:
+def problems(files: Sequence[Path], read: Callable[[], Sequence[Annotation]], split: str) -> list[str]:
     """In words, everything that is missing or damaged in a split, with what to do about it; reads all of it.
 
     Args:
@@ -190,14 +204,15 @@ def problems(files: Sequence[Path], read: Callable[[], list[Record]], split: str
         return [str(error)]
     for record in records:
         try:
-            read_photo(record, torch.from_numpy(record.mask))
+            mask = record.mask
+            if not mask.any():
+                found.append(f"{record.name} of {split}: its mask in the annotations is empty; {OBTAIN}")
+            read_photo(record, torch.from_numpy(mask))
             square_box(record.box)
         except FileNotFoundError as error:
             found.append(f"{error}; {OBTAIN}")
         except ValueError as error:
             found.append(f"{record.name} of {split}: {error}")
-        if not record.mask.any():
-            found.append(f"{record.name} of {split}: its mask in the annotations is empty; {OBTAIN}")
         if not record.camera.scale.item() > 0:
             found.append(f"{record.name} of {split}: its camera has no positive scale; {OBTAIN}")
     return found

@@ -7,14 +7,16 @@ random state, so any process may read any item in any order.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from invkit.batch import Batch
 from invkit.camera import Camera
-from invkit.images import Box, composite, crop_pad, resize_bilinear, square_box
+from invkit.images import Box, composite, crop_pad, read_image, resize_bilinear, square_box
 from invkit.types import Views
 
 Resample = Callable[[Float[Tensor, "B C H W"], int], Float[Tensor, "B C h w"]]
@@ -173,6 +175,22 @@ class Preparation:
         rgb, soft = 2 * pixels[:, :3] - 1, pixels[:, 3:]
         mask = soft if self.mask_threshold is None else (soft > self.mask_threshold).to(soft)
         return (composite(rgb, mask, 0.0) if self.masked else rgb), mask
+
+
+def read_on_white(path: Path, size: int) -> tuple[Float[Tensor, "1 3 size size"], Float[Tensor, "1 1 size size"]]:
+    """Colors in [-1, 1] of a square picture of an object on white, and its mask: what is not white. Area averages.
+
+    Raises:
+        FileNotFoundError: there is no such picture.
+        ValueError: it is damaged, or not square.
+    """
+    image = read_image(path)[None]
+    if image.shape[2] != image.shape[3]:
+        raise ValueError(f"{path} is {image.shape[3]} x {image.shape[2]} pixels; it has to be square")
+    mask = (image != 1).any(dim=1, keepdim=True).to(image)
+    if image.shape[-1] != size:
+        image, mask = (interpolate(tensor, size=size, mode="area") for tensor in (image, mask))
+    return 2 * image - 1, mask
 
 
 def to_square(camera: Camera, square: Box) -> Camera:

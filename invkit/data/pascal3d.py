@@ -1,9 +1,11 @@
-"""PASCAL3D+ cars as CMR annotated them, and as ConvMesh trains on them.
+"""PASCAL3D+ cars as CMR annotated them, as ConvMesh and as radiance-field inversion train on them.
 
     root/data/{category}_{split}.mat                     `images`: path, box, mask, CAD model of every object
     root/sfm/{category}_{split}.mat                      `sfm_anno`: rotation, scale, translation, in the same order
     root/PASCAL3D+_release1.1/Images/                    car_imagenet/*.JPEG, car_pascal/*.jpg
     root/p3d_labels.csv                                  optional: ConvMesh's colors and body shapes
+    root/p3d_car/detections.npy, poses_estimated_singletpl_perspective.bin
+                                                         detected cars and cameras of radiance-field inversion
 
 Splits are train (every photograph from ImageNet, and PASCAL's training photographs) and val (PASCAL's alone). A
 photograph may show several annotated cars; each is an item. docs/datasets.md says where the files come from.
@@ -22,12 +24,15 @@ from torch import Tensor
 from invkit.data import cmr
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos, Record, read_mean_shape
 from invkit.data.dataset import Preparation
+from invkit.data.detections import DetectedPhotos, Detection, read_detections
 from invkit.images import resize_area
 
 SPLITS = ("train", "val")
 IMAGENET_CARS = "car_imagenet"
 """The folder of the photographs that ConvMesh trains its GAN on, as `path_prefix`."""
 NUM_KEY_POINTS = 12
+PHOTOS = "PASCAL3D+_release1.1/Images"
+POSES = "poses_estimated_singletpl_perspective.bin"
 
 
 class Pascal3D(AnnotatedPhotos):
@@ -94,14 +99,67 @@ class Pascal3D(AnnotatedPhotos):
         )
 
     @classmethod
-    def for_nerfinv(cls, root: str | Path, split: str, size: int = 128, *, whole_image: bool = False) -> "Pascal3D":
-        """Items as `Cub.for_nerfinv` prepares them, under CMR's weak-perspective cameras.
+    def for_nerfinv(
+        cls,
+        root: str | Path,
+        split: str,
+        size: int = 128,
+        *,
+        whole_image: bool = False,
+        mirrored: bool = False,
+        weak_perspective: bool = False,
+    ) -> AnnotatedPhotos:
+        """Items as `Cub.for_nerfinv` prepares them, under the paper's perspective cameras.
 
-        The paper's cameras are perspective, from files of textured-3d-gan that are not read here.
+        Those are known of photographs from ImageNet in the split train: see `read_detected`.
+
+        Args:
+            whole_image: no cropping, as the paper trains its generator (at 256, halved later).
+            mirrored: append a flipped copy of every item: item N + i is item i mirrored.
+            weak_perspective: CMR's objects and cameras instead, which every split has. The paper's test photographs are
+                those of val; their rotations are the same in both kinds of cameras.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: there are no such cameras of the split, or a file is damaged.
         """
-        padding = None if whole_image else Preparation.crop_padding
-        preparation = Preparation(resize_area, mask_threshold=None, crop_padding=padding)
-        return cls(root, split, size, preparation=preparation, exact_mirror=True)
+        if weak_perspective:
+            padding = None if whole_image else Preparation.crop_padding
+            preparation = Preparation(resize_area, mask_threshold=None, crop_padding=padding)
+            return cls(root, split, size, preparation=preparation, mirrored=mirrored, exact_mirror=True)
+        if split != "train":
+            raise ValueError(
+                f"perspective cameras are known of split train only, not of {split}: CMR's weak perspective has to be "
+                "asked for (weak_perspective: true)"
+            )
+        try:
+            detections = read_detected(root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}. CMR's weak perspective does without it (weak_perspective: true)"
+            ) from error
+        return DetectedPhotos(detections, size, whole_image=whole_image, mirrored=mirrored)
+
+
+def detected_files(root: str | Path) -> tuple[Path, Path]:
+    """What radiance-field inversion's training cars are described by: detections, cameras."""
+    folder = Path(root) / "p3d_car"
+    return folder / "detections.npy", folder / POSES
+
+
+def read_detected(root: str | Path) -> list[Detection]:
+    """The detected cars whose perspective camera is known, in the order of the file of cameras.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: one is damaged, lacks a field, or does not fit the other.
+    """
+    return read_detections(*detected_files(root), Path(root), PHOTOS)
+
+
+def detected_problems(root: str | Path) -> list[str]:
+    """In words, everything of these that is missing or damaged, with what to do about it; reads all of it."""
+    return cmr.problems(detected_files(root), partial(read_detected, root), "p3d_car")
 
 
 def annotation_files(root: str | Path, split: str, category: str = "car") -> tuple[Path, Path]:
@@ -120,7 +178,7 @@ def read_records(root: str | Path, split: str, category: str = "car") -> list[Re
     """
     images_mat, cameras_mat = annotation_files(root, split, category)
     records, seen = [], Counter()
-    for record in cmr.read_records(images_mat, cameras_mat, Path(root) / "PASCAL3D+_release1.1" / "Images"):
+    for record in cmr.read_records(images_mat, cameras_mat, Path(root) / PHOTOS):
         seen[record.name] += 1
         count = seen[record.name]
         records.append(record if count == 1 else replace(record, name=f"{record.name}-{count}"))

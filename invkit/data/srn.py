@@ -14,11 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch.nn.functional import interpolate
 
 from invkit.camera import Camera
-from invkit.data.dataset import ImageSet
-from invkit.images import read_image
+from invkit.data.dataset import ImageSet, read_on_white
 from invkit.types import Views
 
 _OBTAIN = "see docs/datasets.md for where to get it"
@@ -71,15 +69,8 @@ class Srn(ImageSet):
     def __getitem__(self, index: int) -> Views:
         index = self._position(index)
         image_path, _ = self._files[index]
-        image = read_image(image_path)[None]
-        if image.shape[2] != image.shape[3]:
-            raise ValueError(f"{image_path} is {image.shape[3]} x {image.shape[2]} pixels; SRN images are square")
-        mask = (image != 1).any(dim=1, keepdim=True).to(image)
-        if image.shape[-1] != self.size:
-            image, mask = (interpolate(tensor, size=self.size, mode="area") for tensor in (image, mask))
-        return Views(2 * image - 1, mask, self.camera(index), None, torch.tensor([index])).to(
-            "cpu", dtype=torch.float32
-        )
+        rgb, mask = read_on_white(image_path, self.size)
+        return Views(rgb, mask, self.camera(index), None, torch.tensor([index])).to("cpu", dtype=torch.float32)
 
     def camera(self, index: int) -> Camera:
         _, pose_path = self._files[self._position(index)]
