@@ -26,6 +26,9 @@ STRIDE = 4
 MARGIN = 2.0
 """How much more than between its corners, and those of its neighbors, distances may vary inside a brick."""
 
+SMALL = 32
+"""Nodes along a side below which all of them are decoded: an object could hide in a brick."""
+
 AT_ONCE = 65536
 """Points decoded at once."""
 
@@ -126,11 +129,13 @@ def grid_distances(field: RadianceField, resolution: int, *, every_node: bool = 
     Raises:
         ValueError: the grid is too coarse, or the batch does not hold exactly one field.
     """
-    if resolution <= STRIDE or len(field) != 1:
-        raise ValueError(f"resolution={resolution} must be above {STRIDE} and the batch ({len(field)} fields) hold one")
+    if resolution < 2 or len(field) != 1:
+        raise ValueError(
+            f"resolution={resolution} must be 2 or more, and the batch hold one field and not {len(field)}"
+        )
     nodes = _Nodes(field, resolution)
     like = field.planes
-    if every_node:
+    if every_node or resolution < SMALL:
         index = torch.arange(resolution, device=like.device)
         return nodes.at(torch.cartesian_prod(index, index, index)).view((resolution,) * 3)
     corner = torch.tensor([*range(0, resolution - 1, STRIDE), resolution - 1], device=like.device)

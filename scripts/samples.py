@@ -55,9 +55,9 @@ def samples(cfg: DictConfig) -> None:
 
         if cfg.frames:
             frames = interpolation(prior, styles, camera, renderer, cfg.frames)
-            write_gif(run.dir / "interpolation.gif", frames, frames_per_second=24)
+            write_gif(run.dir / "interpolation.gif", frames, frames_per_second=24.0)
             if cfg.mp4:
-                write_mp4(run.dir / "interpolation.mp4", frames, frames_per_second=24)
+                write_mp4(run.dir / "interpolation.mp4", frames, frames_per_second=24.0)
 
         for index in range(min(cfg.meshes, cfg.count)):
             try:
@@ -69,11 +69,12 @@ def samples(cfg: DictConfig) -> None:
 
 def view(cfg: DictConfig) -> Camera:
     """The camera of all pictures: as far away as the data's, or as `camera` says."""
+    place = float(cfg.elevation), float(cfg.azimuth)
     if cfg.camera is not None:
-        scale, inv_focal = cfg.camera
-        return seen_from(cfg.elevation, cfg.azimuth, scale=scale, inv_focal=inv_focal)
+        scale, inv_focal = map(float, cfg.camera)
+        return seen_from(*place, scale=scale, inv_focal=inv_focal)
     data = instantiate_trusted(cfg.task.data)
-    return common(Camera.cat([data.camera(index) for index in range(len(data))]), cfg.elevation, cfg.azimuth)
+    return common(Camera.cat([data.camera(index) for index in range(len(data))]), *place)
 
 
 def interpolation(
