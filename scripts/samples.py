@@ -38,7 +38,7 @@ def samples(cfg: DictConfig) -> None:
         if run.rank != 0:
             return
         prior = instantiate_trusted(cfg.prior).to(run.device)
-        renderer = on_white(instantiate_trusted(cfg.task.renderer, size=cfg.size))
+        renderer = on_white(instantiate_trusted(cfg.task.renderer), cfg.size)
         camera = view(cfg).to(run.device)
         styles = prior.sample(cfg.count, torch.Generator().manual_seed(run.seed))
         field = prior.decode(styles, None)

@@ -20,9 +20,10 @@ NEAREST, FARTHEST = 0.9, -0.8
 """Grey values of depth."""
 
 
-def on_white(renderer: VolumeRenderer) -> VolumeRenderer:
-    """The same renderer with white behind, and without chance."""
+def on_white(renderer: VolumeRenderer, size: int | None = None) -> VolumeRenderer:
+    """The same renderer with white behind, without chance, and for pictures of another size where one is given."""
     changed = copy.copy(renderer)
+    changed.size = size or renderer.size
     changed.background, changed.random = 1.0, False
     return changed
 
