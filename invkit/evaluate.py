@@ -146,8 +146,8 @@ def contact_sheet(
     turned = viewpoints.orbit(estimate.camera, torch.tensor(turns))
     turned = replace(turned, scale=TURNED_SCALE * turned.scale)
     novel = renderer(estimate.scene.centered().repeat(len(turns)), turned)
-    shown = composite(novel.rgb, novel.mask).unflatten(0, (len(views), len(turns)))
-    seen = [views.rgb, composite(views.rgb, views.mask), composite(estimate.image.rgb, estimate.image.mask)]
+    shown = novel.over(1.0).unflatten(0, (len(views), len(turns)))
+    seen = [views.rgb, composite(views.rgb, views.mask), estimate.image.over(1.0)]
     rows = torch.cat([torch.stack(seen, dim=1), shown], dim=1)
     return grid(rows.flatten(0, 1), columns=rows.shape[1])
 
@@ -260,4 +260,5 @@ def _resized(picture: Rendering, size: int) -> Rendering:
     """A rendering at the size of the ground truth's pictures, so that results do not depend on the renderer's."""
     if picture.rgb.shape[-1] == size:
         return picture
-    return Rendering(resize_antialias(picture.rgb, size), resize_antialias(picture.mask, size))
+    rgb, mask = (resize_antialias(part, size) for part in (picture.rgb, picture.mask))
+    return Rendering(rgb, mask, background=picture.background)

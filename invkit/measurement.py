@@ -109,8 +109,9 @@ class EvaluationProtocol:
 
     def shown(self, image: Rendering) -> Rendering:
         """The renderings as they are compared."""
-        rgb = image.rgb if self.background is None else composite(image.rgb, image.mask, self.background)
-        return replace(image, rgb=truncated(rgb) if self.eight_bit else rgb)
+        background = image.background if self.background is None else self.background
+        rgb = image.over(background)
+        return replace(image, rgb=truncated(rgb) if self.eight_bit else rgb, background=background)
 
     def partner(self, views: Views) -> Views:
         """Photographs as they are compared."""

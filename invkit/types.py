@@ -38,16 +38,17 @@ class Views(Batch):
 
 @dataclass(frozen=True)
 class Rendering(Batch):
-    """A picture of a scene. Where nothing is hit, `mask` is 0 and `rgb` the background: mid grey, 0, unless said.
+    """A picture of a scene, already over a background: where nothing is hit, `mask` is 0 and `rgb` the background.
 
     Args:
-        mask: hard silhouette of a mesh, or accumulated opacity of a field.
+        mask: silhouette of a mesh, or accumulated opacity of a field.
         soft_mask: silhouette that grades off outside the outline and so has a gradient everywhere (meshes).
         depth: scaled depth s Z of `Camera.project`, larger is farther; 0 where nothing is hit.
         normals: camera axes; unit, or of a field the average of unit ones, weighted by opacity.
         coords: the object-frame position seen at each pixel (the canonical map); of a field weighted by opacity.
         shares: how much of each color of the palette is seen at each pixel; they sum to `mask` (fields).
         face: index of the triangle seen, -1 where nothing is hit (meshes).
+        background: what stands behind in `rgb`: 0 mid grey, 1 white.
     """
 
     rgb: Float[Tensor, "B 3 H W"]
@@ -58,6 +59,14 @@ class Rendering(Batch):
     coords: Float[Tensor, "B 3 H W"] | None = None
     shares: Float[Tensor, "B K H W"] | None = None
     face: Int[Tensor, "B 1 H W"] | None = None
+    background: float = 0.0
+
+    def over(self, background: float) -> Float[Tensor, "B 3 H W"]:
+        """The picture over another background, exact at soft outlines too.
+
+        What shows through is exchanged. To composite `rgb` by `mask` once more would weight outlines twice.
+        """
+        return self.rgb + (background - self.background) * (1 - self.mask)
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
     for name, estimate in steps.items():
         image = estimate.image.to("cpu")
         overlap = iou(image.mask, views.mask).item()
-        tiles[f"{name}, IoU {overlap:.2f}"] = outlined(composite(image.rgb, image.mask), views.mask)
+        tiles[f"{name}, IoU {overlap:.2f}"] = outlined(image.over(1.0), views.mask)
     for degrees, side in zip(TURNS, sides(steps["result"], inverter), strict=True):
         tiles[f"turned by {degrees:.0f} degrees"] = side[None]
     return captioned(tiles)
@@ -277,7 +277,7 @@ def sides(found: Estimate, inverter: Inverter) -> Float[Tensor, "K 3 H W"]:
     camera = viewpoints.orbit(found.camera, torch.tensor(TURNS))
     reach = camera.project(mesh.vertices)[..., :2].abs().max()
     image = inverter.renderer(mesh, replace(camera, scale=0.95 * camera.scale / reach))
-    return composite(image.rgb, image.mask).cpu()
+    return image.over(1.0).cpu()
 
 
 def outlined(image: Float[Tensor, "1 3 H W"], mask: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 3 T T"]:

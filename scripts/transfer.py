@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from invkit.evaluate import render
 from invkit.export import write_glb
-from invkit.images import composite, grid, write_png
+from invkit.images import grid, write_png
 from invkit.records import RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Guess
@@ -38,7 +38,7 @@ def transfer(cfg: DictConfig) -> None:
             found = Guess.cat([record.found for record in records]).to(run.device)
             pairs = transfers(render(found, prior, renderer), renderer)
         stems = [store.path(name).stem for name in names]
-        cells = composite(pairs.image.rgb, pairs.image.mask)
+        cells = pairs.image.over(1.0)
         others = stems[1] if len(stems) == 2 else f"{len(stems) - 1}_others"  # a file name has an end
         write_png(run.dir / f"{stems[0]}+{others}.png", grid(cells, columns=len(names)).cpu())
         if cfg.glb:

@@ -17,11 +17,11 @@ def pictures(
     """The two pictures to compare, [-1, 1].
 
     Args:
-        background: what stands behind the object in both, each cut out with its own mask; None leaves both as they are.
+        background: what stands behind the object in both, by their own masks; None leaves both as they are.
     """
     if background is None:
         return image.rgb, target.rgb
-    return images.composite(image.rgb, image.mask, background), images.composite(target.rgb, target.mask, background)
+    return image.over(background), images.composite(target.rgb, target.mask, background)
 
 
 class Mean(ABC):

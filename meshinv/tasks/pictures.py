@@ -4,7 +4,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit.images import composite
 from invkit.protocols import Renderer
 from invkit.viewpoints import azimuth_ring
 from meshinv.mesh import TexturedMesh
@@ -15,4 +14,4 @@ def from_all_sides(mesh: TexturedMesh, renderer: Renderer, count: int) -> Float[
     """Each mesh on white from `count` evenly spaced azimuths."""
     ring = azimuth_ring(count).to(mesh.vertices.device)
     image = renderer(mesh.centered().repeat(count), type(ring).cat([ring] * len(mesh)))
-    return composite(image.rgb, image.mask).unflatten(0, (len(mesh), count))
+    return image.over(1.0).unflatten(0, (len(mesh), count))

@@ -199,7 +199,7 @@ class PseudoTruthTask:
         real = written.batch(spread(len(written))).to(device)
         mesh = real.maps.mesh(self.template)
         own = self.renderer(mesh, real.camera)
-        columns = [real.image, composite(own.rgb, own.mask), *from_all_sides(mesh, self.renderer, 4).unbind(1)]
+        columns = [real.image, own.over(1.0), *from_all_sides(mesh, self.renderer, 4).unbind(1)]
         return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
 
 
@@ -211,6 +211,6 @@ def spread(count: int) -> list[int]:
 @torch.no_grad()
 def sheet(views: Views, image: Rendering, mesh: TexturedMesh, renderer: MeshRenderer) -> Float[Tensor, "3 H W"]:
     """A row for each image: photograph, masked photograph, rendering, and four azimuths."""
-    columns = [views.rgb, composite(views.rgb, views.mask), composite(image.rgb, image.mask)]
+    columns = [views.rgb, composite(views.rgb, views.mask), image.over(1.0)]
     columns += from_all_sides(mesh, renderer, 4).unbind(1)
     return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))

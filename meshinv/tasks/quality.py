@@ -8,7 +8,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from invkit.camera import Camera
-from invkit.images import composite
 from invkit.metrics.samples import SampleDistance
 from meshinv.prior import truncated_normal
 from meshinv.template import Template
@@ -37,6 +36,6 @@ class SampleQuality(SampleDistance):
         def samples(part: slice, camera: Camera, label: Int[Tensor, "B"] | None) -> Float[Tensor, "B 3 H W"]:
             mesh = generator(latents[part].to(device), label).map(Tensor.float).mesh(template)
             image = self.renderer(mesh, camera)
-            return composite(image.rgb, image.mask, self.background)
+            return image.over(self.background)
 
         return self.distances(samples, device)

@@ -55,6 +55,7 @@ class PlainRenderer:
         return Rendering(
             rgb=self._image(rgb, camera),
             mask=self._image(mask, camera),
+            background=self.background,
             **{name: self._image(make(), camera) for name, make in found.items() if name in extras},
         )
 

@@ -118,7 +118,8 @@ class VolumeRenderer:
         image = {name: self._image(len(camera), chosen, values) for name, values in found.items()}
         if not parts:
             image = self._nothing(scene, camera, extras)
-        return Rendering(**{**image, "rgb": image["rgb"] + self.background * (1 - image["mask"])})
+        image["rgb"] = image["rgb"] + self.background * (1 - image["mask"])
+        return Rendering(**image, background=self.background)
 
     def _image(self, count: int, pixels: Int[Tensor, "N"], values: Float[Tensor, "N C"]) -> Float[Tensor, "B C H W"]:
         flat = values.new_zeros(count * self.size**2, values.shape[1]).index_copy(0, pixels, values)

@@ -297,7 +297,7 @@ class GanTask:
         smaller = copy.copy(self.renderer)
         smaller.size //= 2
         image = smaller(field, camera)
-        return Rendering(rgb=_enlarged(image.rgb), mask=_enlarged(image.mask))
+        return Rendering(rgb=_enlarged(image.rgb), mask=_enlarged(image.mask), background=image.background)
 
     def generated(self, shots: Shots, step: int) -> tuple[Float[Tensor, "B W S"], RadianceField, Rendering, Camera]:
         """Styles, fields, their pictures and the cameras of these."""

@@ -29,7 +29,6 @@ class SampleQuality(SampleDistance):
         def samples(part: slice, camera: Camera, label: Int[Tensor, "B"] | None) -> Float[Tensor, "B 3 H W"]:
             field = generator(generator.style(latents[part].to(like), label))
             image = self.renderer(field, camera.to(like.device, dtype=like.dtype))
-            change = self.background - self.renderer.background
-            return (image.rgb + change * (1 - image.mask)).clamp(-1, 1).float()
+            return image.over(self.background).clamp(-1, 1).float()
 
         return self.distances(samples, device)

@@ -43,7 +43,8 @@ def photographs(count, rng, shift=0.0):
 
 def renderings(views, rng):
     """Pictures of what the views show, and empty estimates to go with them."""
-    image = Rendering((views.rgb + 0.3 * torch.randn(views.rgb.shape, generator=rng)).clamp(-1, 1), views.mask)
+    rgb = (views.rgb + 0.3 * torch.randn(views.rgb.shape, generator=rng)).clamp(-1, 1)
+    image = Rendering(rgb * views.mask, views.mask)
     return Estimate(torch.zeros(len(views), 1), views.camera, None, image), image
 
 

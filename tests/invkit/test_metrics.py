@@ -45,7 +45,8 @@ def measured(count, rng, size=16):
     def quats():
         return torch.nn.functional.normalize(torch.randn(count, 4, generator=rng), dim=1)
 
-    image = Rendering(draw(3, size, size) * 2 - 1, draw(1, size, size).round())
+    rgb, mask = draw(3, size, size) * 2 - 1, draw(1, size, size).round()
+    image = Rendering(rgb * mask, mask)
     estimate = Estimate(draw(8), cameras(quats()), draw(4, 4, 4) > 0.5, image)
     target = Views(draw(3, size, size) * 2 - 1, draw(1, size, size), cameras(quats()), None, torch.arange(count))
     return estimate, image, target
