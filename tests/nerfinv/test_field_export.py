@@ -2,7 +2,9 @@
 
 import json
 import math
+import runpy
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +12,22 @@ import pytest
 import torch
 import trimesh
 
-from invkit import rotation, viewpoints
+from invkit import checkpoint, rotation, viewpoints
 from invkit.export import turntable, write_glb, write_ply
 from invkit.metrics.voxels import Grid, voxelize
+from invkit.records import RecordStore, Trace
+from invkit.types import Estimate, Guess, Rendering
 from invkit.viewpoints import Frame
 from nerfinv import export
 from nerfinv.export import NoSurface, grid_distances, model, models, surface
 from nerfinv.field import RadianceField
+from nerfinv.generator.generator import Generator
+from nerfinv.prior import FieldPrior
 from nerfinv.renderers.volume import VolumeRenderer
 from nerfinv.solid import solid
 from tests.nerfinv.tiny_fields import around, bumpy_balls
 
+ROOT = Path(__file__).resolve().parents[2]
 TURN = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # object frame (z up) to file (y up)
 
 
@@ -269,3 +276,58 @@ def test_a_turntable_is_on_white_whatever_the_renderer_puts_behind():
         field, viewpoints.orbit(camera, torch.tensor([120.0]))
     ).rgb
     assert ((tables[0][1].permute(2, 0, 1) / 127.5 - 1) - expected[0]).abs().max() < 0.01
+
+
+# ---- The script --------------------------------------------------------------------------------------------------
+
+
+def test_the_script_exports_the_fields_of_records(tmp_path, monkeypatch):
+    """And passes over what could not be searched and what has no surface, in so many words."""
+    torch.manual_seed(0)
+    sizes = {"latent_dim": 8, "style_dim": 8, "plane_size": 8, "plane_channels": 4, "decoder_width": 8}
+    sizes |= {"channel_base": 64, "max_channels": 8, "palette_size": 3, "scene_range": 0.55}
+    prior = FieldPrior(Generator(**sizes))
+    latent = prior.sample(2, torch.Generator().manual_seed(0))
+    points = torch.rand(2, 2000, 3) * 1.1 - 0.55
+    output = prior.generator.decoder.output
+    output.weight[0] *= 100
+    values = prior.decode(latent, None).value(points)
+    # The one has a surface; of the other only so much is known as that its distances are larger.
+    order = values.amin(dim=1).argsort()
+    output.bias[0] -= values.amin(dim=1).mean()
+    latent, values = latent[order], prior.decode(latent[order], None).value(points)
+    assert values[0].min() < 0 < values[1].min()
+    config = {"_target_": "nerfinv.generator.generator.Generator", **sizes}
+    checkpoint.save(
+        tmp_path / "generator.pt",
+        {
+            "step": 0,
+            "config": {"task": {"generator": config}},
+            "modules": {"generator_ema": prior.generator.state_dict()},
+        },
+    )
+    camera = around(2, perspective=True).detach()
+    store = RecordStore(tmp_path / "records")
+    always = torch.ones(2, dtype=torch.bool)
+    trace = Trace(Guess(latent, camera), (), torch.zeros(2, 1, 0), torch.zeros(2, 1), always, always)
+    estimate = Estimate(latent, camera, None, Rendering(torch.zeros(2, 3, 4, 4), torch.ones(2, 1, 4, 4)))
+    store.write(["solid/1", "empty/1"], [0, 1], estimate, trace)
+    store.write_failure("damaged", 2, "no mask")
+    settings = ["experiment=nerfinv_invert_synthetic_cars", f"inversion={tmp_path}", "run.device=cpu"]
+    settings += [f"prior.generator.path={tmp_path}/generator.pt", "inverter.renderer.size=12", "resolution=24"]
+    monkeypatch.setattr(sys, "argv", ["export.py", *settings, "ply=true", "turntable=3"])
+    runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
+    folder = tmp_path / "meshes"
+    made = {path.name for path in folder.glob("*.glb")} | {path.name for path in folder.glob("*.ply")}
+    assert made == {"solid=2F1.glb", "solid=2F1.ply"}
+    assert (folder / "solid=2F1.gif").is_file()
+    shape = trimesh.load(folder / "solid=2F1.ply", process=False)
+    assert shape.is_watertight
+    direct = model(prior.decode(latent[:1], None), "it", 24)
+    np.testing.assert_allclose(shape.vertices, direct.vertices, atol=1e-6)
+    said = (folder / "log.jsonl").read_text()
+    assert "empty/1: the field has no surface" in said
+    assert "damaged: nothing to export: no mask" in said
+    monkeypatch.setattr(sys, "argv", ["export.py", *settings, "obj=true"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
