@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 PREFIXES = {"imagenet": "images/", "p3d": "PASCAL3D+_release1.1/Images/"}
-FOLDERS = {"imagenet": "imagenet_car", "p3d": "p3d_car"}
 POSES = {"imagenet": "multitpl", "p3d": "singletpl"}
 
 
@@ -90,15 +89,17 @@ def poses(made: list[Object], seed: int = 1) -> dict[str, torch.Tensor]:
     }
 
 
-def files(root: Path, kind: str) -> tuple[Path, Path]:
-    folder = root / FOLDERS[kind]
+def files(root: Path, kind: str, category: str = "car") -> tuple[Path, Path]:
+    folder = root / f"{kind}_{category}"
     return folder / "detections.npy", folder / f"poses_estimated_{POSES[kind]}_perspective.bin"
 
 
-def write(root: Path, kind: str = "imagenet", made: list[Object] | None = None) -> list[Object]:
+def write(
+    root: Path, kind: str = "imagenet", made: list[Object] | None = None, *, category: str = "car"
+) -> list[Object]:
     """The published layout; gives the objects, with the pixels that JPEG leaves of them."""
     made = objects("car_imagenet" if kind == "p3d" else "n02814533") if made is None else made
-    detections_npy, poses_bin = files(root, kind)
+    detections_npy, poses_bin = files(root, kind, category)
     detections_npy.parent.mkdir(parents=True, exist_ok=True)
     np.save(detections_npy, np.array([entry(kind, i, one) for i, one in enumerate(made)], dtype=object))
     torch.save(poses(made), poses_bin)

@@ -139,9 +139,7 @@ def test_mirrored_copies_show_the_mirrored_object_in_any_order(tmp_path):
 def test_several_categories_are_classes(tmp_path):
     detected.write(tmp_path)
     other = detected.objects("n02391049", count=3, seed=4)
-    detected.write(tmp_path / "zebras", made=other)
-    (tmp_path / "zebras" / "imagenet_car").rename(tmp_path / "imagenet_zebra")
-    (tmp_path / "zebras" / "images" / "n02391049").rename(tmp_path / "images" / "n02391049")
+    detected.write(tmp_path, made=other, category="zebra")
     dataset = ImageNet(tmp_path, "train", 16, categories=["zebra", "car"])
     assert (dataset.num_classes, dataset.classes) == (2, ["zebra", "car"])
     assert dataset.batch(range(6)).label.tolist() == [0, 0, 1, 1, 1, 1]

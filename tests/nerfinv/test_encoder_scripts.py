@@ -11,20 +11,30 @@ from invkit.data.synthetic import write_birds, write_cars
 from invkit.run import instantiate_trusted, load_module
 from nerfinv.generator.generator import Generator
 from nerfinv.tasks.encoder import EncoderTask
-from tests.invkit import test_pascal3d
-from tests.test_configs import CONFIGS, EXPERIMENTS, command, composed
+from tests.invkit import detected, test_pascal3d
+from tests.test_configs import CONFIGS, EXPERIMENTS, command, composed, leaves
 from tests.test_dry_runs import brief, logged, roots, run, task_of
 
-ENCODERS = [experiment for experiment in EXPERIMENTS if experiment.stem.startswith("nerfinv_encoder_")]
 STYLE = 8
 PICTURES = ["model.image_size=32", "model.coarse=4", "model.fine=0", f"model.style_dim={STYLE}"]
 SMALL = ["preset=nerfinv_encoder/small", *PICTURES]
 """Overrides: a network and pictures for a test, whatever the experiment's own size is."""
+LIKE_CARS = ("airplane", "motorcycle", "zebra", "elephant")
+"""Categories of ImageNet whose experiments differ from its cars' in names and numbers alone."""
+
+
+def to_run(prefix: str) -> list[Path]:
+    """The experiments of that name that no other one stands for."""
+    named = [experiment for experiment in EXPERIMENTS if experiment.stem.startswith(prefix)]
+    return [experiment for experiment in named if experiment.stem.rpartition("_")[2] not in LIKE_CARS]
+
+
+ENCODERS = to_run("nerfinv_encoder_")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Path]:
-    """By name of the experiment: birds in CUB's layout, cars in PASCAL3D+'s and in SRN's."""
+    """By name of the experiment: birds in CUB's layout, cars in PASCAL3D+'s, in SRN's, CARLA's and ImageNet's."""
     root = tmp_path_factory.mktemp("data")
     write_birds(root / "birds", train=4, val=2, test=2, num_species=2, novel_views=1)
     for category in ("cars", "chairs"):
@@ -35,8 +45,13 @@ def data(tmp_path_factory) -> dict[str, Path]:
         folder.rename(folder.with_name(folder.name.replace("cars", "chairs")))
     for split in ("train", "val"):
         test_pascal3d.write(root / "pascal3d", split)
+    detected.write(root / "pascal3d", "p3d")
+    detected.write_carla(root / "carla")
+    detected.write(root / "imagenet")
     return {
         "p3d_car": root / "pascal3d",
+        "carla": root / "carla",
+        "imagenet_car": root / "imagenet",
         "shapenet_cars": root / "cars",
         "synthetic_cars": root / "cars",
         "shapenet_chairs": root / "chairs",
@@ -87,6 +102,21 @@ def test_training_runs_two_steps_and_goes_on(experiment, data, generator, tmp_pa
     before = saved.stat().st_mtime_ns
     run("train", overrides, monkeypatch)
     assert saved.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("category", LIKE_CARS)
+@pytest.mark.parametrize("kind", ["generator", "encoder", "invert"])
+def test_experiments_of_other_categories_are_those_of_cars(kind, category):
+    cars = leaves(composed(CONFIGS / "experiment" / f"nerfinv_{kind}_imagenet_car.yaml"))
+    other = leaves(composed(CONFIGS / "experiment" / f"nerfinv_{kind}_imagenet_{category}.yaml"))
+    named = {
+        key: [category] if value == ["car"] else value.replace("imagenet_car", f"imagenet_{category}")
+        for key, value in cars.items()
+        if value == ["car"] or "imagenet_car" in str(value)
+    }
+    assert len(named) >= 3
+    numbers = {"steps": 201_000, "task.generator.noise": True, "task.r1_weight": 10.0}
+    assert other == {**cars, **named, **(numbers if (kind, category) == ("generator", "elephant") else {})}
 
 
 def test_a_regressor_is_trained_beside_the_encoder(data, generator, tmp_path, monkeypatch):

@@ -11,11 +11,12 @@ from invkit.data.synthetic import write_birds, write_cars
 from invkit.metrics.fid import frechet_distance
 from invkit.metrics.gaussian import Moments
 from invkit.run import instantiate_trusted, load_module
-from tests.invkit import test_pascal3d
-from tests.test_configs import CONFIGS, EXPERIMENTS, command, composed
+from tests.invkit import detected, test_pascal3d
+from tests.nerfinv.test_encoder_scripts import to_run
+from tests.test_configs import CONFIGS, command, composed
 from tests.test_dry_runs import brief, logged, roots, run, task_of
 
-GENERATORS = [experiment for experiment in EXPERIMENTS if experiment.stem.startswith("nerfinv_generator_")]
+GENERATORS = to_run("nerfinv_generator_")
 SMALL = [
     "quality@task.quality=nerfinv_squeezenet", "task.quality.features.weights=random", "task.quality.count=2",
     "task.quality.batch_size=2", "model.image_size=16", "model.photograph_size=32", "model.plane_size=16",
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:fid@")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, Path]:
-    """By name of the experiment: birds in CUB's layout, cars in PASCAL3D+'s and in SRN's."""
+    """By name of the experiment: birds in CUB's layout, cars in PASCAL3D+'s, in SRN's, CARLA's and ImageNet's."""
     root = tmp_path_factory.mktemp("data")
     write_birds(root / "birds", train=4, val=2, test=2, num_species=2, novel_views=1)
     for category in ("cars", "chairs"):
@@ -40,8 +41,13 @@ def data(tmp_path_factory) -> dict[str, Path]:
         folder.rename(folder.with_name(folder.name.replace("cars", "chairs")))
     for split in ("train", "val"):
         test_pascal3d.write(root / "pascal3d", split)
+    detected.write(root / "pascal3d", "p3d")
+    detected.write_carla(root / "carla")
+    detected.write(root / "imagenet")
     return {
         "p3d_car": root / "pascal3d",
+        "carla": root / "carla",
+        "imagenet_car": root / "imagenet",
         **dict.fromkeys(("shapenet_cars", "synthetic_cars"), root / "cars"),
         "shapenet_chairs": root / "chairs",
         **dict.fromkeys(("cub", "cub_subset", "synthetic_birds"), root / "birds"),
@@ -112,8 +118,14 @@ def test_the_papers_settings_are_the_defaults():
     [
         ("shapenet_cars", 0.55, 1.0, 3, False, False, 300_000),
         ("shapenet_chairs", 0.55, 1.0, 3, False, False, 300_000),
+        ("carla", 3.0, 1.0, 3, True, False, 300_000),
         ("p3d_car", 1.4, 0.0, 4, True, True, 300_000),
         ("cub", 2.0, 0.0, 4, True, True, 200_000),
+        ("imagenet_car", 1.4, 0.0, 4, True, True, 300_000),
+        ("imagenet_airplane", 1.4, 0.0, 4, True, True, 300_000),
+        ("imagenet_motorcycle", 1.4, 0.0, 4, True, True, 300_000),
+        ("imagenet_zebra", 1.4, 0.0, 4, True, True, 300_000),
+        ("imagenet_elephant", 1.4, 0.0, 4, True, True, 200_000),
     ],
 )
 def test_settings_of_data_sets_are_the_released_ones(
@@ -126,7 +138,15 @@ def test_settings_of_data_sets_are_the_released_ones(
     assert task["discriminator"]["channels"] == channels
     assert (task["ada"] is not None, task.get("mirror", True)) == (augmented, mirrored)
     assert said["steps"] == 1000 + iterations
-    assert task["generator"].get("noise", False) is (name == "cub")
+    assert task["generator"].get("noise", False) is (name in ("cub", "imagenet_elephant"))
+    assert task["generator"].get("view_dependent", False) is (name == "carla")
+    assert task.get("r1_weight", 5.0) == (10.0 if name == "imagenet_elephant" else 5.0)
+    assert (task["data"]["size"], task["quality"]["data"]["size"]) == (256 if augmented else 128, 128)
+    # Photographs are trained with uncut and measured cut.
+    cut = [data.get("whole_image") for data in (task["data"], task["quality"]["data"])]
+    assert cut == ([True, False] if background == 0 else [None, None])
+    categories = [data.get("categories") for data in (task["data"], task["quality"]["data"])]
+    assert categories == [[name.removeprefix("imagenet_")] if name.startswith("imagenet_") else None] * 2
 
 
 def test_quality_compares_each_photograph_with_a_sample_under_its_camera(data, tmp_path):

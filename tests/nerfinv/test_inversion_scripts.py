@@ -12,13 +12,13 @@ from invkit.run import instantiate_trusted
 from invkit.schedule import Stall
 from nerfinv.encoder.encoder import Encoder
 from nerfinv.encoder.segformer import SegFormer
-from tests.nerfinv.test_encoder_scripts import PICTURES, STYLE, data, generator
-from tests.test_configs import CONFIGS, EXPERIMENTS, command, composed
+from tests.nerfinv.test_encoder_scripts import PICTURES, STYLE, data, generator, to_run
+from tests.test_configs import CONFIGS, command, composed
 from tests.test_dry_runs import roots, run
 
 __all__ = ["data", "generator"]
 
-INVERSIONS = [experiment for experiment in EXPERIMENTS if experiment.stem.startswith("nerfinv_invert_")]
+INVERSIONS = to_run("nerfinv_invert_")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,9 @@ def overrides_of(experiment: Path, data: dict[str, Path], generator: Path, encod
     root = data[experiment.stem.removeprefix("nerfinv_invert_")]
     shared = [override for override in command(experiment)[1] if not override.startswith("limit=")]
     shared += [*roots(said["data"], root, "data"), *PICTURES, "data.size=32", "run.device=cpu"]
+    focals = said["inverter"]["init"]["poses"]["focals"]
+    if focals and focals["data"] != said["data"]:  # else it is the same by reference
+        shared += roots(focals["data"], root, "inverter.init.poses.focals.data")
     shared += [f"prior.generator.path={generator}", f"inverter.init.encoder.path={encoder}"]
     if "perceptual" in said["inverter"]["objective"]["terms"]:
         function = "inverter.objective.terms.perceptual.function"
