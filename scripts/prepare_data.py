@@ -6,6 +6,8 @@
     python scripts/prepare_data.py synthetic-cars datasets/synthetic_cars
     python scripts/prepare_data.py check cub datasets/cub --sheet sheet.png
     python scripts/prepare_data.py check p3d datasets/p3d
+    python scripts/prepare_data.py check imagenet datasets/imagenet
+    python scripts/prepare_data.py check carla datasets/carla
     python scripts/prepare_data.py check folder my_photographs
 
 Running a command twice does no harm: what is complete is left alone, and nothing is ever half written. The exit status
@@ -25,7 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from invkit.data import cub, cub_subset, folder, pascal3d, synthetic
+from invkit.data import cub, cub_subset, folder, imagenet, pascal3d, synthetic
+from invkit.data.carla import Carla
 from invkit.data.dataset import ImageSet
 from invkit.data.srn import Srn
 from invkit.images import grid, write_png
@@ -79,9 +82,18 @@ def check_cub(options: argparse.Namespace) -> list[str]:
 def check_p3d(options: argparse.Namespace) -> list[str]:
     files = {split: pascal3d.annotation_files(options.root, split) for split in pascal3d.SPLITS}
     present = [split for split in pascal3d.SPLITS if any(path.is_file() for path in files[split])]
-    if not present:
-        return [f"{options.root} has no split: expected {files['train'][0]} and {files['train'][1]}"]
+    detected = pascal3d.detected_files(options.root)
+    has_detected = any(path.is_file() for path in detected)
+    if not present and not has_detected:
+        return [
+            f"{options.root} has no split: expected {files['train'][0]} and {files['train'][1]}, "
+            f"or {detected[0]} and {detected[1].name}"
+        ]
     found = []
+    if has_detected:
+        found += pascal3d.detected_problems(options.root)
+        if not found:
+            describe("detected cars under perspective cameras", pascal3d.Pascal3D.for_nerfinv(options.root, "train"))
     for split in present:
         wrong = pascal3d.problems(options.root, split)
         found += wrong
@@ -89,7 +101,12 @@ def check_p3d(options: argparse.Namespace) -> list[str]:
             found += describe_cars(options.root, split)
     if options.sheet and not found:
         shape = pascal3d.mean_shape(options.root) if "train" in present else None
-        save_sheet(options.sheet, pascal3d.Pascal3D(options.root, present[-1]), shape)
+        shown = (
+            pascal3d.Pascal3D.for_nerfinv(options.root, "train", size=256)
+            if has_detected
+            else pascal3d.Pascal3D(options.root, present[-1])
+        )
+        save_sheet(options.sheet, shown, shape)
     return found
 
 
@@ -109,6 +126,32 @@ def describe_cars(root: Path, split: str) -> list[str]:
         return [str(error)]
     print(f"{split}: {labels.name} has all of {prefix}; {labeled.num_classes} classes by shape")
     return []
+
+
+def check_imagenet(options: argparse.Namespace) -> list[str]:
+    categories = [path.name.removeprefix("imagenet_") for path in sorted(options.root.glob("imagenet_*"))]
+    if not categories:
+        return [f"{options.root} has no category: expected {imagenet.files(options.root, '<category>')[0]}"]
+    found, whole = [], []
+    for category in categories:
+        wrong = imagenet.problems(options.root, category)
+        found += wrong
+        if not wrong:
+            describe(category, imagenet.ImageNet(options.root, "train", categories=[category]))
+            whole.append(category)
+    if options.sheet and not found:
+        save_sheet(options.sheet, imagenet.ImageNet(options.root, "train", categories=whole))
+    return found
+
+
+def check_carla(options: argparse.Namespace) -> list[str]:
+    dataset = Carla(options.root)
+    found = unreadable(dataset)
+    if not found:
+        describe("train", dataset)
+        if options.sheet:
+            save_sheet(options.sheet, dataset)
+    return found
 
 
 def check_folder(options: argparse.Namespace) -> list[str]:
@@ -134,17 +177,23 @@ def check_srn(options: argparse.Namespace) -> list[str]:
         except (FileNotFoundError, ValueError) as error:
             found.append(str(error))
             continue
-        wrong = []
-        for index in range(len(dataset)):
-            try:
-                dataset[index]
-            except (FileNotFoundError, ValueError) as error:
-                wrong.append(str(error))
+        wrong = unreadable(dataset)
         found += wrong
         if not wrong:
             describe(f"{category} {split} ({len(dataset.objects)} objects)", dataset)
     if options.sheet and not found:
         save_sheet(options.sheet, Srn(options.root, splits[0][0], splits[0][2]))
+    return found
+
+
+def unreadable(dataset: ImageSet) -> list[str]:
+    """In words, what keeps items from being read; reads all of them."""
+    found = []
+    for index in range(len(dataset)):
+        try:
+            dataset[index]
+        except (FileNotFoundError, ValueError) as error:
+            found.append(str(error))
     return found
 
 
@@ -204,7 +253,15 @@ def parser() -> argparse.ArgumentParser:
     kinds = commands.add_parser("check", help="read everything; name what is missing or damaged").add_subparsers(
         required=True, metavar="KIND"
     )
-    for kind, run in {"cub": check_cub, "p3d": check_p3d, "folder": check_folder, "srn": check_srn}.items():
+    checks = {
+        "cub": check_cub,
+        "p3d": check_p3d,
+        "imagenet": check_imagenet,
+        "srn": check_srn,
+        "carla": check_carla,
+        "folder": check_folder,
+    }
+    for kind, run in checks.items():
         checked = kinds.add_parser(kind)
         checked.add_argument("root", type=Path)
         checked.add_argument("--sheet", type=Path, metavar="PNG", help="also draw some items with their masks")

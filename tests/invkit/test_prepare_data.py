@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from invkit.data import cub_subset
 from invkit.data.cub import Cub, annotation_files, mean_shape
 from invkit.images import read_image
-from tests.invkit import test_pascal3d
+from tests.invkit import detected, test_pascal3d
 
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "data" / "cub_subset"
@@ -324,3 +324,52 @@ def test_the_real_subset_is_whole_and_its_cameras_fit_its_parts(tmp_path):
     x, y = ((views.camera.project(inner)[..., :2] + 1) * 64).long().clamp(0, 127).unbind(-1)
     inside = views.mask[torch.arange(len(few))[:, None], 0, y, x]
     assert inside.mean() > 0.8
+
+
+def test_categories_of_imagenet_are_checked_and_shown(tmp_path, capsys):
+    root, sheet = tmp_path / "imagenet", tmp_path / "sheet.png"
+    assert prepare_data.main(["check", "imagenet", str(root)]) == 1
+    assert "imagenet_<category>/detections.npy" in capsys.readouterr().err
+    made = detected.write(root)
+    detected.write(root, made=detected.objects("n02391049", count=3), category="zebra")
+    assert prepare_data.main(["check", "imagenet", str(root), "--sheet", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "car: all 4 pictures are whole; no classes" in out
+    assert "zebra: all 2 pictures are whole" in out
+    assert read_image(sheet).shape == (3, 128, 8 * 128)
+    detected.photograph(root, "imagenet", made[4]).unlink()
+    detected.files(root, "imagenet", "zebra")[1].unlink()
+    assert prepare_data.main(["check", "imagenet", str(root)]) == 1
+    error = capsys.readouterr().err
+    assert "no image at" in error
+    assert f"{made[4].path.rpartition('/')[2]}" in error
+    assert "imagenet_zebra/poses_estimated_multitpl_perspective.bin is missing" in error
+    assert "2 problems" in error
+
+
+def test_cars_under_perspective_cameras_are_checked_and_shown(tmp_path, capsys):
+    root, sheet = tmp_path / "p3d", tmp_path / "sheet.png"
+    detected.write(root, "p3d")
+    assert prepare_data.main(["check", "p3d", str(root), "--sheet", str(sheet)]) == 0
+    assert "detected cars under perspective cameras: all 4 pictures are whole" in capsys.readouterr().out
+    assert read_image(sheet).shape == (3, 256, 8 * 256)
+    detected.files(root, "p3d")[0].write_bytes(b"noise")
+    assert prepare_data.main(["check", "p3d", str(root)]) == 1
+    assert "p3d_car/detections.npy is damaged" in capsys.readouterr().err
+
+
+def test_carla_is_checked_and_shown(tmp_path, capsys):
+    root, sheet = tmp_path / "carla", tmp_path / "sheet.png"
+    assert prepare_data.main(["check", "carla", str(root)]) == 1
+    assert "has no *.png" in capsys.readouterr().err
+    detected.write_carla(root)
+    assert prepare_data.main(["check", "carla", str(root), "--sheet", str(sheet)]) == 0
+    assert "train: all 3 pictures are whole; no classes" in capsys.readouterr().out
+    assert read_image(sheet).shape == (3, 128, 8 * 128)
+    (root / "000001.png").write_bytes(b"noise")
+    np.save(root / "carla_poses" / "000002_extrinsics.npy", np.eye(4))
+    assert prepare_data.main(["check", "carla", str(root)]) == 1
+    error = capsys.readouterr().err
+    assert "000001.png" in error
+    assert "000002_extrinsics.npy" in error
+    assert "2 problems" in error
