@@ -117,7 +117,7 @@ class Pascal3D(AnnotatedPhotos):
             whole_image: no cropping, as the paper trains its generator (at 256, halved later).
             mirrored: append a flipped copy of every item: item N + i is item i mirrored.
             weak_perspective: CMR's objects and cameras instead, which every split has. The paper's test photographs are
-                those of val; their rotations are the same in both kinds of cameras.
+                those of val; both kinds of cameras have CMR's rotations.
 
         Raises:
             FileNotFoundError: a file is missing.
