@@ -14,6 +14,8 @@ Suite `gan`: one step of the mesh GAN's generator and one of its discriminators,
 Suite `mesh_inversion`: losses, first guesses, steps, whole inversions and GLB files, each against its naive form.
 Suite `nerf`: pictures of radiance fields against their plain form, and the steps of their GAN with each saving.
 
+Suite `nerf_inversion`: encoder, poses, steps and whole hybrid inversions, each against its plain form.
+
 Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the CPU, what
 torch allocated on CUDA. Times are medians, in milliseconds; `cpu` is processor time, which (with one thread) means
 something on a busy machine too. docs/performance.md has results.
@@ -24,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarks import gan, mesh_inversion, nerf, render
+from benchmarks import gan, mesh_inversion, nerf, nerf_inversion, render
 from omegaconf import DictConfig, OmegaConf
 
 from invkit.files import written_aside
@@ -35,6 +37,7 @@ SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {
     "gan": gan.rows,
     "mesh_inversion": mesh_inversion.rows,
     "nerf": nerf.rows,
+    "nerf_inversion": nerf_inversion.rows,
 }
 
 

@@ -115,16 +115,46 @@ def test_forms_are_compared_by_their_time_memory_and_results(suite):
     ours = {"device": "cpu", "cpu_ms": 20.0, "ms": 9.0, "peak_mb": 10.0}
     first, second = {"values": [1.0, 2.0], "gradients": [[3.0, 4.0]]}, {"values": [1.5, 1.0], "gradients": [[3.0, 4.5]]}
     expected = {"faster": 3.0, "smaller": 9.0, "value_difference": 1.0, "gradient_difference": 0.1}
-    mesh_inversion = suite("mesh_inversion")
-    assert mesh_inversion.compared(ours, second, naive, first) == pytest.approx(expected)
+    against_naive = suite("against_naive")
+    assert against_naive.compared(ours, second, naive, first) == pytest.approx(expected)
     unmeasurable = ours | {"peak_mb": 0.0, "device": "cuda"}
-    found = mesh_inversion.compared(unmeasurable, second | {"gradients": None}, naive, first)
+    found = against_naive.compared(unmeasurable, second | {"gradients": None}, naive, first)
     assert found == {"faster": 1 / 9, "smaller": None, "value_difference": 1.0, "gradient_difference": None}
 
 
 def test_a_part_of_the_inversion_that_is_not_there_is_named(suite):
     with pytest.raises(ValueError, match="wings is not one of mask, texture"):
         list(suite("mesh_inversion").rows(settings("mesh_inversion.parts=[wings]")))
+
+
+def test_each_part_of_hybrid_inversion_agrees_with_its_plain_form(suite, capsys):
+    rows = list(suite("nerf_inversion").rows(settings("+quick=nerf_inversion", "seconds=0")))
+    assert [row["part"] for row in rows[::2]] == ["encoder", "pnp", "step", "inversion"]
+    for ours in rows[1::2]:
+        assert ours["value_difference"] < 1e-4, ours["part"]
+        assert ours["gradient_difference"] is None or ours["gradient_difference"] < 1e-3
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+
+
+def test_pictures_of_fields_agree_with_their_plain_form_and_steps_have_their_savings(suite):
+    rows = list(suite("nerf").rows(settings("+quick=nerf", "seconds=0")))
+    assert [(row["part"], row["form"]) for row in rows] == [
+        ("render_backward", "plain"),
+        ("render_backward", "ours"),
+        ("generator_step", "paper"),
+        ("generator_step", "r1_every=8"),
+        ("discriminator_step", "paper"),
+        ("discriminator_step", "r1_every=8"),
+    ]
+    differences = [float(word) for word in rows[1]["difference"].split() if word[0].isdigit()]
+    assert len(differences) == 3
+    assert max(differences) < 1e-3
+    assert all(row["cpu_ms"] > 0 for row in rows)
+
+
+def test_a_form_that_is_not_there_is_named(suite):
+    with pytest.raises(ValueError, match="wings is not one of paper"):
+        list(suite("nerf").rows(settings("nerf.forms=[wings]")))
 
 
 def test_medians_leave_out_the_warm_up_and_passes_are_told_apart(suite, monkeypatch):

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,5 +78,7 @@ def peak_bytes(device: str) -> int:
 
 
 def in_a_process_of_its_own(measure: Callable[[dict], dict], case: dict) -> dict:
-    with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (case["threads"],)) as pool:
-        return pool.apply(measure, (case,))
+    """What `measure` says of the case in a fresh process, which may start others."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (case["threads"],)) as pool:
+        return pool.submit(measure, case).result()

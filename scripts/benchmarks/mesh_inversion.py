@@ -9,7 +9,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,7 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from benchmarks import measurement
+from benchmarks import against_naive
+from benchmarks.against_naive import Part, Result, Work
 from invkit import viewpoints
 from invkit.camera import Camera
 from invkit.export import write_glb
@@ -35,115 +35,11 @@ from meshinv.losses.chamfer_texture import ChamferTexture
 from meshinv.template import Template
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = "ours"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What both forms of a part have to agree on.
-
-    Args:
-        values: losses, or what else is found.
-        gradients: of the losses, where they have any.
-    """
-
-    values: Tensor
-    gradients: Tensor | None = None
-
-
-Work = Callable[[], Result]
 
 
 def rows(settings: dict) -> Iterator[dict]:
-    """The cases of the suite with their numbers, printed line by line; each part's naive form comes first.
-
-    Raises:
-        ValueError: there is no such part.
-    """
-    suite = settings["mesh_inversion"]
-    for part in suite["parts"]:
-        if part not in PARTS:
-            raise ValueError(f"mesh_inversion.parts: {part} is not one of {', '.join(PARTS)}")
-    shared = {key: settings[key] for key in ("device", "threads", "repeats", "seconds")}
-    shared |= {key: suite[key] for key in ("experiment", "prior", "features", "latents", "steps")}
-    print(
-        "part       size form                  ms       cpu  cpu/image images/s  peak MB  faster  smaller"
-        "   values  gradients"
-    )
-    for part in suite["parts"]:
-        for size in suite["sizes"][part]:
-            naive = None
-            for form in (PARTS[part].naive, OURS):
-                case = {"part": part, "size": size, "form": form}
-                row = measurement.in_a_process_of_its_own(measured, case | shared)
-                found = row.pop("found")
-                if naive is None:
-                    naive = row, found
-                row |= compared(row, found, *naive)
-                print(line(row), flush=True)
-                yield row
-
-
-def compared(row: dict, found: dict, naive: dict, expected: dict) -> dict:
-    """By which factors a form is better than the naive one, and by how much its results differ.
-
-    Values by the largest difference, gradients by the length of theirs, relative to that of the naive form's.
-    """
-    clock = "ms" if row["device"] == "cuda" else "cpu_ms"
-    values, gradients = (
-        None if found[name] is None else float64(found[name]) - float64(expected[name])
-        for name in ("values", "gradients")
-    )
-    return {
-        "faster": naive[clock] / row[clock],
-        "smaller": naive["peak_mb"] / row["peak_mb"] if row["peak_mb"] > 0 else None,
-        "value_difference": values.abs().max().item(),
-        "gradient_difference": None
-        if gradients is None
-        else (gradients.norm() / float64(expected["gradients"]).norm()).item(),
-    }
-
-
-def float64(numbers: list) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-def line(row: dict) -> str:
-    smaller = "-" if row["smaller"] is None else f"{row['smaller']:.2f}"
-    gradients = "-" if row["gradient_difference"] is None else f"{row['gradient_difference']:.0e}"
-    return (
-        f"{row['part']:9} {row['size']:5} {row['form']:18} {row['ms']:9.1f} {row['cpu_ms']:9.1f} "
-        f"{row['cpu_ms_per_image']:10.2f} {row['images_per_second']:8.2f} {row['peak_mb']:8.1f} {row['faster']:7.2f} "
-        f"{smaller:>8} {row['value_difference']:8.0e} {gradients:>10}"
-    )
-
-
-def measured(case: dict) -> dict:
-    """The case with its times, its peak above the process that has all it needs, and what it found."""
-    torch.manual_seed(0)
-    part = PARTS[case["part"]]
-    naive, ours = part.forms(case)
-    work = ours if case["form"] == OURS else naive
-    idle = measurement.peak_bytes(case["device"])
-    result = work()
-    cost = measurement.cost(case, work, idle=idle)
-    (ms,) = cost.passes
-    images = case["size"] if part.sized_in_images else 1
-    return {
-        **case,
-        "images": images,
-        "ms": ms,
-        "cpu_ms": cost.working,
-        "ms_per_image": ms / images,
-        "cpu_ms_per_image": cost.working / images,
-        "images_per_second": 1000 * images / (ms if case["device"] == "cuda" else cost.working),
-        "repeats": cost.repeats,
-        "peak_mb": cost.peak_mb,
-        "found": {
-            "values": result.values.detach().tolist(),
-            "gradients": None if result.gradients is None else result.gradients.detach().tolist(),
-        },
-    }
+    """The cases of the suite; see `against_naive.rows`."""
+    return against_naive.rows(settings, "mesh_inversion", PARTS)
 
 
 # ---- Losses ----------------------------------------------------------------------------------------------------------
@@ -287,7 +183,7 @@ def step(case: dict) -> tuple[Work, Work]:
         state = inverter._state(search.start[images])
         value = total(inverter.objective(inverter.estimate(state.guess()), targets[images]))
         state.step(value, 0.05, 0.005)
-        return Result(value, state.latent.grad)
+        return Result(value, state.variables[0].grad)
 
     return search.one_by_one(together), lambda: together(slice(None))
 
@@ -317,21 +213,6 @@ def export(case: dict) -> tuple[Work, Work]:
         return Result(torch.stack([torch.from_numpy(mesh.vertices.copy()) for mesh in meshes]))
 
     return search.one_by_one(together), lambda: together(slice(None))
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the inversion.
-
-    Args:
-        naive: what its naive form does.
-        forms: the naive form and ours.
-        sized_in_images: whether its size is a number of images.
-    """
-
-    naive: str
-    forms: Callable[[dict], tuple[Work, Work]]
-    sized_in_images: bool = True
 
 
 PARTS = {

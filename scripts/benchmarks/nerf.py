@@ -6,6 +6,7 @@ saving at a time; there the fields are spheres, as at the beginning of a trainin
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,7 +83,8 @@ def compared(row: dict, first: dict, clock: str) -> dict:
             differences.append(f"{(values - there).abs().max().item():.0e}")
         else:
             differences.append(f"{name} {((values - there).norm() / there.norm()).item():.0e}")
-    speed, memory = first[clock] / row[clock], row["peak_mb"] / first["peak_mb"]
+    speed = first[clock] / row[clock]
+    memory = row["peak_mb"] / first["peak_mb"] if first["peak_mb"] > 0 else math.nan  # too little to be seen
     plain = {key: value for key, value in row.items() if key != "results"}
     return {**plain, "speed": speed, "memory": memory, "difference": " ".join(differences)}
 
@@ -253,23 +255,24 @@ def training(case: dict) -> Case:
         module.to(device)
     become_spheres(task.generator, task.cells)
     player = next(_Player.of(each, task, device) for each in task.phases if each.name == STEPS[case["part"]])
-    views = data.batch(range(case["batch"])).to(device)
+    discriminates = case["part"] == "discriminator_step"
+    given = data.batch(range(case["batch"])).to(device) if discriminates else torch.empty(0)
     turns = max(task.r1_every, task.path_every, task.surface_every)
-    steps = itertools.cycle(range(int(case["part"] == "discriminator_step"), 2 * turns, 2))
+    steps = itertools.cycle(range(int(discriminates), 2 * turns, 2))
 
     def work() -> None:
         for _ in range(turns):
-            player.move(views, next(steps), device)
+            player.move(given, next(steps), device)
 
     return Case(work, task.renderer.size, turns)
 
 
-def become_spheres(generator: Generator, cells: int, steps: int = 30) -> None:
+def become_spheres(generator: Generator, cells: int, steps: int = 12) -> None:
     """Something with an inside and an outside."""
     optimizer = torch.optim.Adam(generator.parameters(), 0.005)
     like = next(generator.parameters())
     for _ in range(steps):
-        fields = generator(generator.style(torch.randn(4, generator.latent_dim).to(like)))
+        fields = generator(generator.style(torch.randn(1, generator.latent_dim).to(like)))
         points = surface.stratified_points(fields, min(cells, 8))
         loss = surface.sphere(fields.value(points), points, 0.5 * fields.half_side).mean()
         optimizer.zero_grad()
