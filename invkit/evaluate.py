@@ -10,13 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invkit import dist, viewpoints
+from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.images import composite, grid, resize_antialias
 from invkit.measurement import EvaluationProtocol, Instruments, Measurement, Resources
 from invkit.protocols import Prior, Renderer
 from invkit.records import Record, RecordStore
 from invkit.types import Estimate, Guess, Rendering, Views
-from invkit.viewpoints import Viewpoints
+from invkit.viewpoints import Others, RandomPlace, Viewpoints
 
 TURNED_SCALE = 0.7
 """Turned objects are drawn smaller, so that one photographed from its short side stays in the picture."""
@@ -63,8 +64,10 @@ def measure(
     for group in alike.values():
         for measurement in group.values():
             measurement.prepare()
-        wanted = [measurement for measurement in group.values() if measurement]
-        for start in range(0, len(here) if wanted else 0, batch_size):
+        for start in range(0, len(here), batch_size):
+            wanted = [measurement for measurement in group.values() if measurement]
+            if not wanted:
+                break
             part = here[start : start + batch_size]
             records = [(index, store.read(dataset.names[index])) for index in part]
             found = [(index, record) for index, record in records if record.found is not None]
@@ -197,6 +200,21 @@ class _Batch:
         truth = self.resources.get("truth")
         return self._read(truth.__contains__, truth.views)
 
+    def places_of_others(self, looking: Others) -> dict[int, Camera]:
+        """Of the images that are evaluated, the camera of the other photograph."""
+        others = self._others(looking)
+        source = self.resources.get("train") if isinstance(looking, RandomPlace) and looking.of_training else self.given
+        return {place: source.camera(other).to(self.device) for place, other in others.items()}
+
+    def others(self, looking: Others) -> _Partners:
+        """The other photographs themselves."""
+        others = {self.records[place].name: other for place, other in self._others(looking).items()}
+        return self._read(others.__contains__, lambda name: self.given[others[name]])
+
+    def _others(self, looking: Others) -> dict[int, int]:
+        partners = self.resources.partners(looking, self.given)
+        return {place: partners[index] for place, index in enumerate(self.indices) if index in partners}
+
     def _read(self, has: Callable[[str], bool], read: Callable[[str], Views]) -> _Partners:
         views, unreadable = {}, {}
         for place, (index, record) in enumerate(zip(self.indices, self.records, strict=True)):
@@ -214,13 +232,27 @@ def _look(batch: _Batch, prior: Prior, renderer: Renderer, measurements: Sequenc
     """Show the records of a batch to the measurements, which are of the same guesses and views, view by view."""
     looking = measurements[0].protocol.viewpoints
     places, true, novel, partners = list(range(len(batch.records))), None, None, None
+    try:
+        guess = batch.guess(places, measurements[0].protocol)
+    except ValueError as error:
+        for measurement in measurements:
+            measurement.give_up(str(error))
+        return
     if looking.of_truth:
         partners, own = batch.novel(), batch.photographs(annotated=True)
         places = [place for place in places if place in partners.views and place in own.views]
-        if not places:
-            return
-        true, novel = own.of(places, 0).camera, Views.cat([partners.views[place] for place in places]).camera
-    guess = batch.guess(places, measurements[0].protocol)
+        if places:
+            true, novel = own.of(places, 0).camera, Views.cat([partners.views[place] for place in places]).camera
+    elif isinstance(looking, Others):
+        found = batch.places_of_others(looking)
+        places = list(found)
+        if looking.paired:
+            partners = batch.others(looking)
+        if places:
+            novel = Camera.cat([found[place] for place in places])
+    if not places:
+        return
+    guess = guess[places]
     scene = prior.decode(guess.latent, guess.label)
     shown = scene.centered() if looking.centered else scene
     cameras = looking(guess.camera, true, novel)

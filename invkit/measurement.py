@@ -32,7 +32,7 @@ from invkit.metrics.voxels import Grid, union
 from invkit.protocols import Metric
 from invkit.records import Record
 from invkit.types import Estimate, Guess, Rendering, Views
-from invkit.viewpoints import Frame, InputView, Ring, Viewpoints
+from invkit.viewpoints import Frame, InputView, Others, Ring, Viewpoints
 
 SET_DISTANCES = ("fid", "kid")
 
@@ -135,6 +135,7 @@ class Instruments:
         networks: for FID and KID; each is measured with every one of them.
         perceptual: for LPIPS, likewise.
         reals: the photographs that unpaired protocols compare with.
+        train: the training split; places of other photographs may be drawn after its own (`viewpoints.Others`).
         truth: ground truth of the objects.
         solid: the solids of scenes moved into another frame.
         grid: of solids.
@@ -143,6 +144,7 @@ class Instruments:
     networks: Mapping[str, Callable[[], Features]] = field(default_factory=dict)
     perceptual: Mapping[str, Callable[[], LPIPS]] = field(default_factory=dict)
     reals: Callable[[], ImageSet] | None = None
+    train: Callable[[], ImageSet] | None = None
     truth: Callable[[], GroundTruth] | None = None
     solid: Callable[[Any, Frame, Grid], Bool[Tensor, "B X Y Z"]] | None = None
     grid: Grid = field(default_factory=Grid)
@@ -175,6 +177,8 @@ class Resources:
             recipes["reals"] = instruments.reals
         if any("iou3d" in protocol.metrics or protocol.viewpoints.of_truth for protocol in protocols):
             recipes["truth"] = instruments.truth
+        if any(isinstance(p.viewpoints, Others) and p.viewpoints.needs_training for p in protocols):
+            recipes["train"] = instruments.train
         self._found: dict[str, Any] = {}
         absent: dict[str, str] = {}
         for key, make in recipes.items():
@@ -189,9 +193,10 @@ class Resources:
         if self._found.get("reals") is not None:
             self._found["reals"] = Reals(self._found["reals"], batch_size=batch_size, device=device)
         self._solids: dict[str, Tensor] = {}
+        self._partners: dict[Viewpoints, Mapping[int, int]] = {}
 
     def get(self, key: str) -> Any:
-        """A network by its name (that of LPIPS after "lpips-"), or "reals", "truth".
+        """A network by its name (that of LPIPS after "lpips-"), or "reals", "train", "truth".
 
         Raises:
             ValueError: it is not there; says why.
@@ -201,6 +206,17 @@ class Resources:
         if self._found.get(key) is None:
             raise ValueError(f"no {key} to measure with")
         return self._found[key]
+
+    def partners(self, looking: Others, dataset: ImageSet) -> Mapping[int, int]:
+        """`Others.partners` in this data set.
+
+        Raises:
+            ValueError: there are none, or the training split is not there; says why.
+        """
+        if looking not in self._partners:
+            train = self.get("train") if looking.needs_training else None
+            self._partners[looking] = looking.partners(dataset, train)
+        return self._partners[looking]
 
     def true_solid(self, name: str) -> Bool[Tensor, "X Y Z"]:
         """The solid that ground truth gives to the object of an image."""
@@ -233,6 +249,8 @@ class Measurement:
             try:
                 if self.protocol.viewpoints.of_truth:
                     self.resources.get("truth")
+                if isinstance(self.protocol.viewpoints, Others):
+                    self.resources.partners(self.protocol.viewpoints, self.dataset)
                 self._metrics[label] = make()
             except (FileNotFoundError, ValueError) as error:
                 self._absent[label] = str(error)
@@ -247,6 +265,11 @@ class Measurement:
         """Whether the image has the ground truth that the protocol needs."""
         needed = self.protocol.viewpoints.of_truth or "iou3d" in self.protocol.metrics
         return not needed or name in self.resources.get("truth")
+
+    def give_up(self, reason: str) -> None:
+        """Measure nothing, for that reason."""
+        self._absent |= dict.fromkeys(self._metrics, reason)
+        self._metrics = {}
 
     @torch.no_grad()
     def update(self, estimate: Estimate, image: Rendering, target: Views) -> None:
@@ -302,6 +325,8 @@ class Measurement:
     def _why_none(self) -> str:
         if self.protocol.viewpoints.of_truth or "iou3d" in self.protocol.metrics:
             return "none of the images has ground truth"
+        if self.protocol.viewpoints.of_others:
+            return "none of the images is among those that are evaluated"
         if self.protocol.annotated:
             return "none of the images has an annotated mask and camera"
         return "no image was reconstructed"

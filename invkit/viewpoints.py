@@ -5,6 +5,7 @@ tail and +z up, and the camera looks from the side with the body inclined. All c
 object's origin at the center of the image; meshes are centered by their owner (`TexturedMesh.centered`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -15,6 +16,8 @@ from torch import Generator, Tensor
 from invkit import rotation
 from invkit.batch import Batch
 from invkit.camera import Camera
+from invkit.data import index_sets
+from invkit.data.dataset import ImageSet
 
 X, Y, Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 UPRIGHT = 90.0
@@ -133,11 +136,13 @@ class Viewpoints(Protocol):
     centered: whether the object's middle is put at the origin first (`scene.centered()`).
     paired: whether each picture has one that shows the same from the same place: the photograph, or ground truth.
     of_truth: whether the cameras are those of further views that ground truth has.
+    of_others: whether they are those of other photographs; these are `Others`.
     """
 
     centered: ClassVar[bool]
     paired: ClassVar[bool]
     of_truth: ClassVar[bool]
+    of_others: ClassVar[bool]
 
     def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
         """K cameras for each reconstruction, image-major.
@@ -145,7 +150,8 @@ class Viewpoints(Protocol):
         Args:
             found: of the photographs, as estimated; B of them.
             true: of the photographs; None where the viewpoints are not `of_truth`.
-            novel: of further views of the true objects, K for each, image-major; None likewise.
+            novel: of further views of the true objects, or of other photographs, K for each, image-major; None where
+                the viewpoints are of neither.
         """
         ...
 
@@ -157,6 +163,7 @@ class InputView:
     centered: ClassVar[bool] = False
     paired: ClassVar[bool] = True
     of_truth: ClassVar[bool] = False
+    of_others: ClassVar[bool] = False
 
     def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
         return found
@@ -173,6 +180,7 @@ class Ring:
     centered: ClassVar[bool] = True
     paired: ClassVar[bool] = False
     of_truth: ClassVar[bool] = False
+    of_others: ClassVar[bool] = False
 
     @property
     def degrees(self) -> list[float]:
@@ -197,7 +205,92 @@ class NovelViews:
     centered: ClassVar[bool] = False
     paired: ClassVar[bool] = True
     of_truth: ClassVar[bool] = True
+    of_others: ClassVar[bool] = False
 
     def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
         frame = (seen_alike if self.aligned else same)(found, true)
         return through(novel, frame.repeat(len(novel) // max(len(found), 1)))
+
+
+@dataclass(frozen=True)
+class Others:
+    """The places from which other photographs of the data set were taken, one for each image.
+
+    Args:
+        released: which ones is drawn as in the released code of Bootstrapped Radiance Field Inversion, its slips
+            included, and only what that evaluates is measured; see `invkit.data.index_sets`.
+    """
+
+    released: bool = False
+
+    centered: ClassVar[bool] = False
+    of_truth: ClassVar[bool] = False
+    of_others: ClassVar[bool] = True
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the training split has a part in it: the released code draws for that first."""
+        return self.released
+
+    def partners(self, dataset: ImageSet, train: ImageSet | None) -> Mapping[int, int]:
+        """Position of each image that is evaluated -> position of the other photograph.
+
+        Args:
+            train: the training split; None where it has no part in it.
+        """
+        split = index_sets.split_of(dataset)
+        if self.released:
+            found = index_sets.released(index_sets.split_of(train), split)[1]
+        else:
+            found = index_sets.corrected(split)
+        return dict(zip(found.chosen, found.partner, strict=True))
+
+    def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:
+        return novel
+
+
+@dataclass(frozen=True)
+class SameObject(Others):
+    """The place of another photograph of the same object, with which the picture is compared."""
+
+    paired: ClassVar[bool] = True
+
+    def partners(self, dataset: ImageSet, train: ImageSet | None) -> Mapping[int, int]:
+        """As for `Others`.
+
+        Raises:
+            ValueError: the data set has a single photograph of each object.
+        """
+        _, object_of = index_sets.split_of(dataset)
+        if object_of is None or len(set(object_of)) == len(object_of):
+            raise ValueError("the data set has a single photograph of each object, so none of its other sides")
+        return super().partners(dataset, train)
+
+
+@dataclass(frozen=True)
+class RandomPlace(Others):
+    """The place of another photograph, of whatever object.
+
+    Args:
+        of_training: of the training split's photographs of those positions: where the split itself has no cameras.
+    """
+
+    of_training: bool = False
+
+    paired: ClassVar[bool] = False
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether the training split has a part in it."""
+        return self.released or self.of_training
+
+    def partners(self, dataset: ImageSet, train: ImageSet | None) -> Mapping[int, int]:
+        """As for `Others`.
+
+        Raises:
+            ValueError: the training split has fewer photographs than positions.
+        """
+        found = super().partners(dataset, train)
+        if self.of_training and max(found.values(), default=-1) >= len(train):
+            raise ValueError(f"the training split has {len(train)} photographs, too few for places of {len(dataset)}")
+        return found

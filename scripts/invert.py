@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from invkit import dist
+from invkit.data import index_sets
 from invkit.data.dataset import ImageSet, subset
 from invkit.evaluate import contact_sheet, evaluate, render
 from invkit.images import write_png
@@ -28,7 +29,10 @@ from invkit.types import Guess
 def invert(cfg: DictConfig) -> None:
     with Run(cfg) as run:
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
-        dataset = chosen(instantiate_trusted(cfg.data), cfg.names, cfg.limit)
+        dataset = instantiate_trusted(cfg.data)
+        if cfg.released:
+            dataset = released_sample(dataset, instantiate_trusted(cfg.data, **cfg.trained_on))
+        dataset = chosen(dataset, cfg.names, cfg.limit)
         store = RecordStore(run.dir / "records")
         # Rank 0 looks for all: a rank that looked later would already find what others have written.
         here = run.share(dist.broadcast_value(store.missing(dataset.names) if run.rank == 0 else None))
@@ -47,6 +51,12 @@ def invert(cfg: DictConfig) -> None:
         if run.rank == 0:
             picture(inverter, dataset, store, cfg.pictures, run)
             run.log.message(summary(result))
+
+
+def released_sample(dataset: ImageSet, train: ImageSet) -> ImageSet:
+    """The images that are evaluated in Bootstrapped Radiance Field Inversion; all, if there are no more than 8,000."""
+    _, sample = index_sets.released(index_sets.split_of(train), index_sets.split_of(dataset))
+    return subset(dataset, sample.chosen)
 
 
 def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) -> ImageSet:

@@ -1,6 +1,7 @@
 """Measurements of reconstructions. METRICS is the only registry: its names are the columns of every table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from invkit.metrics.fid import Fid
 from invkit.metrics.iou import Iou
@@ -12,9 +13,10 @@ from invkit.metrics.rotation_deg import RotationDeg
 from invkit.metrics.ssim import Ssim
 from invkit.protocols import Metric
 
-METRICS: Mapping[str, type[Metric]] = {
+METRICS: Mapping[str, Callable[..., Metric]] = {
     "psnr": Psnr,
     "ssim": Ssim,
+    "ssim-range2": partial(Ssim, data_range=2.0),
     "lpips": Lpips,
     "iou": Iou,
     "iou3d": Iou3d,

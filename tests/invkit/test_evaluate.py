@@ -23,7 +23,7 @@ from invkit.metrics.psnr import psnr
 from invkit.objective import Objective, WeightedTerm
 from invkit.records import RecordStore
 from invkit.types import Estimate, Guess, Rendering, Views
-from invkit.viewpoints import NovelViews, Ring
+from invkit.viewpoints import NovelViews, RandomPlace, Ring, SameObject
 from meshinv.init import BestOfN
 from tests.invkit.toy_scene import DiscPrior, DiscRenderer, cameras, masks, photograph
 from tests.invkit.toy_task import start, wait
@@ -386,6 +386,78 @@ def test_finished_protocols_come_before_a_crash(done):
 def test_settings_that_do_not_fit_together_are_refused(settings, complaint):
     with pytest.raises(ValueError, match=complaint):
         EvaluationProtocol(**settings)
+
+
+# ---- Other photographs -----------------------------------------------------------------------------------------------
+
+
+def partners_of(looking, monkeypatch, discs: dict[int, int]) -> None:
+    monkeypatch.setattr(type(looking), "partners", lambda self, dataset, train: discs)
+
+
+def test_a_view_of_the_same_object_is_compared_with_its_photograph(done, monkeypatch):
+    store, dataset = done
+    looking = SameObject()
+    chosen = {0: 3, 2: 6, 3: 0, 5: 5}  # 3 was not searched; 1 and 4 are not among those that are evaluated
+    partners_of(looking, monkeypatch, chosen)
+    result = of(done, {"novel": EvaluationProtocol({"psnr": {}}, viewpoints=looking, background=None)})["novel"]
+    values = result["metrics"]["psnr"]["per_image"]
+    assert values.keys() == {"disc/0", "disc/2", "disc/5"}
+    for name, value in values.items():
+        other = dataset[chosen[int(name[-1])]]
+        image = DiscRenderer()(DiscPrior().decode(store.read(name).found.latent, None), other.camera)
+        assert value == pytest.approx(float(psnr(image.rgb, other.rgb)), abs=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:fid@")
+@pytest.mark.parametrize("of_training", [False, True])
+def test_pictures_from_random_places_are_compared_with_the_set(of_training, done, monkeypatch):
+    store, dataset = done
+    train = Discs(9)
+    looking = RandomPlace(of_training=of_training)
+    chosen = {0: 3, 1: 2, 2: 6, 4: 0, 5: 1}
+    partners_of(looking, monkeypatch, chosen)
+    protocol = EvaluationProtocol({"fid": {}}, viewpoints=looking, unpaired=True)
+    result = of(done, {"r": protocol}, networks={"c": Colors}, reals=lambda: dataset, train=lambda: train)["r"]
+    fid = Fid(Colors(), reference=gaussian_of(Colors(), [dataset.batch(range(7))], background=1.0))
+    source = train if of_training else dataset
+    for index, other in chosen.items():
+        latent = store.read(dataset.names[index]).found.latent
+        image = DiscRenderer()(DiscPrior().decode(latent, None), source[other].camera)
+        shown = Rendering(cut_out(image, 1.0), image.mask)
+        fid.update(Estimate(latent, source[other].camera, None, shown), shown, dataset[index])
+    assert (result["images"], result["reals"]) == (5, 7)
+    assert result["metrics"]["fid@colors"]["value"] == pytest.approx(fid.compute(), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:fid@")
+def test_what_other_photographs_lack_is_said(done):
+    settings = {"metrics": {"kid": {"subsets": None}}, "unpaired": True}
+    protocols = {
+        "same": EvaluationProtocol({"psnr": {}}, viewpoints=SameObject()),
+        "released": EvaluationProtocol(viewpoints=RandomPlace(released=True), **settings),
+        "few": EvaluationProtocol(viewpoints=RandomPlace(of_training=True), **settings),
+        "random": EvaluationProtocol(viewpoints=RandomPlace(), **settings),
+    }
+    of_set = {"networks": {"c": Colors}, "reals": lambda: done[1]}
+    results = of(done, protocols, **of_set, train=lambda: Discs(6))
+    assert "single photograph" in results["same"]["not_measured"]["psnr"]
+    assert "too few" in results["few"]["not_measured"]["kid@c"]
+    assert results["released"]["images"] == results["random"]["images"] == 5
+    assert results["random"]["metrics"] != results["released"]["metrics"]
+    assert "no train" in of(done, protocols, **of_set)["released"]["not_measured"]["kid@c"]
+
+
+def test_what_was_not_kept_is_not_measured(done):
+    protocols = {
+        "n30": EvaluationProtocol({"iou": {}}),
+        "n7": EvaluationProtocol({"iou": {}}, steps=7),
+        "end": EvaluationProtocol({"iou": {}}, steps=30),
+    }
+    results = of(done, protocols)
+    assert "nothing was kept after 7 steps" in results["n7"]["not_measured"]["iou"]
+    assert results["n7"]["metrics"] == {}
+    assert results["end"]["metrics"] == results["n30"]["metrics"]
 
 
 # ---- Ground truth ----------------------------------------------------------------------------------------------------

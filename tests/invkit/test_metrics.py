@@ -276,7 +276,7 @@ MEANS = {
 
 
 def test_every_column_has_a_metric():
-    assert set(METRICS) == {"psnr", "ssim", "lpips", "iou", "iou3d", "rotation_deg", "fid", "kid"}
+    assert set(METRICS) == {"psnr", "ssim", "ssim-range2", "lpips", "iou", "iou3d", "rotation_deg", "fid", "kid"}
     assert all(make().name == name for name, make in MEANS.items())
 
 

@@ -1,14 +1,23 @@
-"""Measuring radiance fields: pictures over other backgrounds than they were rendered over."""
+"""Measuring radiance fields: pictures over other backgrounds, and the protocols of the paper."""
+
+import json
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from invkit.measurement import EvaluationProtocol
 from invkit.metrics.mean import pictures
 from invkit.types import Rendering, Views
 from nerfinv.renderers.plain import PlainRenderer
 from nerfinv.renderers.volume import VolumeRenderer
+from tests.nerfinv.test_encoder_scripts import data, generator
+from tests.nerfinv.test_inversion_scripts import BRIEF, encoder, overrides_of
 from tests.nerfinv.tiny_fields import around, bumpy_balls
+from tests.test_configs import CONFIGS
+from tests.test_dry_runs import run
+
+__all__ = ["data", "encoder", "generator"]
 
 # ---- Backgrounds -----------------------------------------------------------------------------------------------------
 
@@ -39,3 +48,53 @@ def test_measured_pictures_have_soft_outlines_once():
     kept = EvaluationProtocol({"psnr": {}}, background=None).shown(image)
     assert torch.equal(kept.rgb, image.rgb)
     assert kept.background == 1.0
+
+
+# ---- Protocols -------------------------------------------------------------------------------------------------------
+
+
+def test_latents_of_unconditional_samples_are_the_released_codes():
+    seed = OmegaConf.load(CONFIGS / "quality" / "nerfinv_inception.yaml").seed
+    latents = torch.randn(8000, 512, generator=torch.Generator().manual_seed(seed)).flatten()
+    torch.testing.assert_close(latents[:4], torch.tensor([-0.1117186, -0.4965901, 0.1630737, -0.8816878]))
+    torch.testing.assert_close(latents[-1], torch.tensor(0.0507880))
+
+
+@pytest.mark.filterwarnings("ignore:fid@")
+@pytest.mark.parametrize("name", ["synthetic_cars", "synthetic_birds"])
+def test_the_papers_protocols_are_measured_after_any_number_of_steps(
+    name, data, generator, encoder, tmp_path, monkeypatch
+):
+    experiment = CONFIGS / "experiment" / f"nerfinv_invert_{name}.yaml"
+    overrides = [*overrides_of(experiment, data, generator, encoder), *BRIEF]
+    overrides += ["data.split=train", "++inverter.optimize_camera=true"]  # more than one photograph of a car
+    run("invert", [*overrides, f"run.dir={tmp_path}", "released=true"], monkeypatch)
+    families = ("input", "rotation", "random", "random_released", "novel", "novel_released")
+    few = {f"nerfinv_{family}{end}" for family in families for end in ("", "_n0", "_n10")}
+    light = ["networks.squeezenet_caffe.weights=random", "~networks.inception_tv", "~networks.inception_fid"]
+    light += ["perceptual.squeeze.weights=random", "~perceptual.vgg"]
+    run("evaluate", [*overrides, f"inversion={tmp_path}", f"protocols=[{','.join(sorted(few))}]", *light], monkeypatch)
+    found = json.loads((tmp_path / "evaluation" / "result.json").read_text())["protocols"]
+    assert found.keys() == few
+    columns = {
+        "input": {"psnr", "ssim", "ssim-range2", "lpips-squeeze-0.1-random", "iou"},
+        "rotation": {"rotation_deg"},
+        "random": {"fid@squeezenet-random", "kid@squeezenet-random"},
+        "novel": {"psnr", "ssim", "ssim-range2", "lpips-squeeze-0.1-random"},
+    }
+    for protocol, result in found.items():
+        kind = protocol.split("_")[1]
+        if protocol.endswith("_n10"):
+            assert all(
+                "nothing was kept after 10 steps" in reason or "single" in reason
+                for reason in result["not_measured"].values()
+            )
+            assert result["metrics"] == {}
+        elif kind == "novel" and name == "synthetic_birds":
+            assert all("single photograph" in reason for reason in result["not_measured"].values())
+        else:
+            assert result["metrics"].keys() == columns[kind]
+            assert result["images"] == 4
+            assert not result["not_measured"]
+    start, end = (found[f"nerfinv_input{after}"]["metrics"]["psnr"]["value"] for after in ("_n0", ""))
+    assert start != end
