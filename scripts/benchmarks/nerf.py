@@ -31,7 +31,8 @@ from nerfinv.losses import surface
 from nerfinv.renderers.plain import PlainRenderer
 from nerfinv.renderers.volume import VolumeRenderer
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 RENDERERS = {"plain": PlainRenderer, "ours": VolumeRenderer}
 STEPS = {"generator_step": "generator", "discriminator_step": "discriminator"}
 
@@ -175,7 +176,7 @@ def rendering(case: dict) -> Case:
         def scene() -> RadianceField:
             return balls
     else:
-        generator: Generator = load_module(case["prior"], "generator_ema").to(device).requires_grad_(False)
+        generator: Generator = load_module(ROOT / case["prior"], "generator", state="generator_ema").to(device).requires_grad_(False)
         camera = replace(camera, scale=camera.scale / generator.scene_range)
         leaves[1] = camera.scale
         latent = torch.randn(batch, generator.latent_dim, generator=rng).to(device)

@@ -70,7 +70,7 @@ class Search:
         if case["prior"] is None:
             self.prior, side = Balls(config["model"]), 1.0
         else:
-            generator = load_module(ROOT / case["prior"], "generator_ema")
+            generator = load_module(ROOT / case["prior"], "generator", state="generator_ema")
             self.prior, side = FieldPrior(generator), generator.scene_range
         stages = {**node.pop("stages"), "steps": case["steps"]}
         self.inverter: Inverter = instantiate_trusted(
