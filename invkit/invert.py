@@ -21,6 +21,9 @@ from invkit.schedule import MESHINVERSION_STAGES, TRIAL, Stage, Stall
 from invkit.search_state import SearchState, finite_rows
 from invkit.types import Estimate, Guess, Views
 
+FAINTEST = 1 / 255
+"""Opacity that can be told from none in a picture; that of a radiance field is nowhere quite 0."""
+
 
 class Inverter:
     """Searches the latents and cameras under which a prior's renderings look like given pictures (Eq. 5).
@@ -210,7 +213,7 @@ class Inverter:
             with torch.no_grad():
                 estimate = self.estimate(state.kept(), steps)
         snapshots |= {count: state.kept() for count in self.snapshots - snapshots.keys()}
-        visible = estimate.image.mask.flatten(1).any(dim=1)
+        visible = (estimate.image.mask > FAINTEST).flatten(1).any(dim=1)
         names, values, overlap = tuple(self.objective.terms), course.values(), course.overlap()
         trace = Trace(start.detach(), names, values, overlap, state.finite, visible, made, snapshots)
         return estimate.detach(), trace.detach()

@@ -1,7 +1,8 @@
-"""Photographs of your own to textured meshes: silhouette, crop, camera, class, inversion, GLB.
+"""Photographs of your own to meshes: silhouette, crop, camera, class, inversion, GLB.
 
     python scripts/reconstruct.py image=robin.jpg mask=robin_mask.png
     python scripts/reconstruct.py image=robin.png                                # its alpha is the silhouette
+    python scripts/reconstruct.py image=robin.png method=nerfinv
     python scripts/reconstruct.py image=[a.jpg,b.jpg] mask=[a.png,b.png] experiment=meshinv_invert_cub label=3
 
 For each photograph, in runs/reconstruct/<its name>: <its name>.glb, panel.png, which shows step by step what the
@@ -11,7 +12,11 @@ result.json and stops no other; the exit status is 2 if none could be used.
 
 In result.json, `camera` is [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph, as camera=... takes it: a point p
 of the object, (x, -z, y) of a vertex of the GLB, is seen at s (R(q) p)_xy + t, x right, y down, from the corner of the
-upright photograph. `camera_of_crop` is the same for the square that was searched, which runs from -1 to 1.
+upright photograph. `camera_of_crop` is the same for the square that was searched, which runs from -1 to 1. With
+perspective, where `inv_focal_of_crop` w > 0, that is divided by 1 + w s (R(q) p)_z there, and `camera` is null.
+
+Radiance fields (method=nerfinv) need no camera: an encoder names the point of the object that each pixel shows, from
+which follows where the camera was. Where that fails the status says so, and the search began at a side view.
 """
 
 import copy
@@ -30,6 +35,7 @@ from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from trimesh import Trimesh
 
 from invkit import viewpoints
 from invkit.camera import Camera
@@ -47,10 +53,17 @@ from invkit.records import OK, RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Estimate, Views
 from meshinv.export import models
+from nerfinv import export as field_export
+from nerfinv.field import RadianceField
+from nerfinv.init import EncoderInit
 
 TILE, CAPTION, COLUMNS = 256, 22, 5
 TURNS = (45.0, 90.0, 180.0, 270.0)
 RED = (1.0, -1.0, -1.0)
+NODES = 31
+"""Along a side of the grid on which it is looked how far a radiance field reaches."""
+FILL = 0.95
+"""Of half a picture, how far an object that is turned reaches from its middle."""
 
 Silhouette = Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "1 H W"]]
 
@@ -71,15 +84,16 @@ def reconstruct(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         photographs = given(run.config)
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
-        around = instantiate_trusted(cfg.around)
+        around, preparation = instantiate_trusted(cfg.around), instantiate_trusted(cfg.preparation)
         store = RecordStore(run.dir / "records")
         results = {}
         for photograph in photographs:
             folder = run.dir / photograph.name
             try:
-                views = prepared(photograph, folder / "input", run.config["data"]["size"], silhouettes(cfg.category))
-                search = inverter if photograph.camera is not None else beginning_with(inverter, around)
-                result = reconstructed(search, views.to(run.device), photograph, folder, store)
+                size, silhouette = run.config["data"]["size"], silhouettes(cfg.category)
+                views = prepared(photograph, folder / "input", size, silhouette, preparation).to(run.device)
+                search = beginning_with(inverter, first_guesses(inverter.init, around, photograph))
+                result = reconstructed(search, views, photograph, folder, store, cfg.resolution)
             except (ValueError, OSError) as error:
                 result = {"image": str(photograph.image), "status": str(error)}
                 store.write_failure(photograph.name, 0, str(error))
@@ -140,7 +154,9 @@ def silhouettes(category: str) -> Silhouette:
     return lambda image: network()(image)
 
 
-def prepared(photograph: Given, folder: Path, size: int, silhouette: Silhouette) -> Views:
+def prepared(
+    photograph: Given, folder: Path, size: int, silhouette: Silhouette, preparation: Preparation = Preparation()
+) -> Views:
     """The crop that is searched, from `folder`, where the photograph and its silhouette are laid down for it.
 
     Raises:
@@ -165,10 +181,25 @@ def prepared(photograph: Given, folder: Path, size: int, silhouette: Silhouette)
     write_png(folder / "silhouette.png", 2 * mask.expand(3, -1, -1) - 1)
     row = {"image": "photograph.png", "mask": "silhouette.png", "label": photograph.label, "camera": photograph.camera}
     write_json(folder / "manifest.json", {"images": [row]})
-    return Folder(folder, size=size)[0]
+    return Folder(folder, size=size, preparation=preparation)[0]
 
 
 # ---- Views to mesh ---------------------------------------------------------------------------------------------------
+
+
+def first_guesses(own: Any, around: Any, photograph: Given) -> Any:
+    """Where the search for a photograph begins.
+
+    Args:
+        own: what the inverter has: it takes the camera as given, or is an encoder that finds one.
+        around: what takes its place where no camera is given; None where `own` finds it.
+    """
+    if photograph.camera is None:
+        return own if around is None else around
+    if isinstance(own, EncoderInit):
+        own = copy.copy(own)
+        own.poses = None
+    return own
 
 
 def beginning_with(inverter: Inverter, init: Any) -> Inverter:
@@ -179,9 +210,12 @@ def beginning_with(inverter: Inverter, init: Any) -> Inverter:
 
 
 def reconstructed(
-    inverter: Inverter, views: Views, photograph: Given, folder: Path, store: RecordStore
+    inverter: Inverter, views: Views, photograph: Given, folder: Path, store: RecordStore, resolution: int
 ) -> dict[str, Any]:
     """What result.json says of a photograph; mesh, panel and record are written.
+
+    Args:
+        resolution: of the grid on which the surface of a radiance field is found. One that has none has no mesh.
 
     Raises:
         ValueError: it cannot be searched.
@@ -194,15 +228,19 @@ def reconstructed(
     trace = replace(trace, start=first)
     seconds = time.monotonic() - began
     (record,) = store.write([photograph.name], [0], estimate, trace)
-    (model,) = models(estimate.scene)
-    mesh = folder / f"{photograph.name}.glb"
-    write_glb(mesh, model)
+    mesh, why_none = folder / f"{photograph.name}.glb", None
+    try:
+        write_glb(mesh, model_of(estimate.scene, photograph.name, resolution))
+    except field_export.NoSurface as error:
+        mesh.unlink(missing_ok=True)
+        why_none = str(error)
     before = render(first, inverter.prior, inverter.renderer)
     steps = {"first guess": before}
     if tried is not first:
         steps["after trial"] = render(tried, inverter.prior, inverter.renderer)
     steps["result"] = estimate
     write_png(folder / "panel.png", panel(folder / "input", views, steps, inverter))
+    perspective = estimate.camera.inv_focal.item()
     return {
         "image": str(photograph.image),
         "status": record.status,
@@ -210,13 +248,25 @@ def reconstructed(
         "iou_after": trace.iou[0, -1].item(),
         "label": None if estimate.label is None else estimate.label.item(),
         "label_given": photograph.label is not None,
-        "camera": in_photograph(estimate.camera, folder / "input"),
+        "camera": None if perspective else in_photograph(estimate.camera, folder / "input"),
         "camera_of_crop": estimate.camera.to_cmr()[0].tolist(),
+        "inv_focal_of_crop": perspective,
         "camera_given": photograph.camera is not None,
         "objective": {name: finite_or_none(values[0, -1].item()) for name, values in trace.terms.items()},
         "seconds": seconds,
-        "mesh": str(mesh),
+        "mesh": None if why_none else str(mesh),
+        "why_no_mesh": why_none,
     }
+
+
+def model_of(scene: Any, name: str, resolution: int) -> Trimesh:
+    """The only scene of a batch, of either method, as a file has it.
+
+    Raises:
+        NoSurface: it is nowhere solid.
+    """
+    (model,) = field_export.models(scene, [name], resolution) if isinstance(scene, RadianceField) else models(scene)
+    return model
 
 
 def in_photograph(camera: Camera, folder: Path) -> list[float]:
@@ -237,6 +287,8 @@ def summary(result: dict[str, Any], folder: Path) -> str:
     if "mesh" not in result:
         return result["status"]
     told = f"IoU {result['iou_before']:.2f} before, {result['iou_after']:.2f} after, {result['seconds']:.0f} s"
+    if result["why_no_mesh"]:
+        told += f", no mesh ({result['why_no_mesh']})"
     return f"{result['status']}, {told}, see {folder / 'panel.png'}"
 
 
@@ -253,6 +305,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inverter) -> UInt8[Tensor, "H W 3"]:
     """What the network saw at each step, with words on it: photograph, outline, crop, guesses, result, other sides.
 
+    Of radiance fields also what the encoder took the pixels for, and the normals of the result.
+
     Args:
         folder: the data set of the photograph.
         steps: what was found at each step by its name, the result last.
@@ -260,24 +314,51 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
     rgb, mask = read_photo(Photo("", folder / "photograph.png", folder / "silhouette.png", None, None))
     whole = Preparation(resample=resize_antialias, crop_padding=None, mask_threshold=None)
     photo, outline = whole.cut(rgb, mask, whole.square((), *rgb.shape[1:]), TILE)
+    tiles = {"photograph": photo, "silhouette": outlined(photo, outline)}
+    tiles["crop"] = composite(views.rgb, views.mask).cpu()
+    found = steps["result"]
+    if isinstance(inverter.init, EncoderInit):
+        tiles["canonical map"] = canonical_map(inverter.init, views, found.scene.half_side).cpu()
     views = views.to("cpu")
-    tiles = {"photograph": photo, "silhouette": outlined(photo, outline), "crop": composite(views.rgb, views.mask)}
     for name, estimate in steps.items():
         image = estimate.image.to("cpu")
         overlap = iou(image.mask, views.mask).item()
         tiles[f"{name}, IoU {overlap:.2f}"] = outlined(image.over(1.0), views.mask)
-    for degrees, side in zip(TURNS, sides(steps["result"], inverter), strict=True):
+    if isinstance(found.scene, RadianceField):
+        image = inverter.renderer(found.scene, found.camera, extras=frozenset({"normals"}))
+        tiles["normals"] = replace(image, rgb=image.normals, background=0.0).over(1.0).cpu()
+    for degrees, side in zip(TURNS, sides(found, inverter), strict=True):
         tiles[f"turned by {degrees:.0f} degrees"] = side[None]
     return captioned(tiles)
 
 
 def sides(found: Estimate, inverter: Inverter) -> Float[Tensor, "K 3 H W"]:
     """The object turned about its own up axis, on white, all of it in the picture."""
-    mesh = found.scene.centered().repeat(len(TURNS))
+    scene = found.scene.centered().repeat(len(TURNS))
     camera = viewpoints.orbit(found.camera, torch.tensor(TURNS))
-    reach = camera.project(mesh.vertices)[..., :2].abs().max()
-    image = inverter.renderer(mesh, replace(camera, scale=0.95 * camera.scale / reach))
+    reach = camera.project(outermost(scene))[..., :2].abs().max()
+    image = inverter.renderer(scene, replace(camera, scale=FILL * camera.scale / reach))
     return image.over(1.0).cpu()
+
+
+def outermost(scene: Any) -> Float[Tensor, "B P 3"]:
+    """Points of each scene beyond which there is nothing: vertices, or of a field those near its surface.
+
+    A field without a surface reaches to the corners of its box.
+    """
+    if not isinstance(scene, RadianceField):
+        return scene.vertices
+    like, side = scene.planes, torch.linspace(-scene.half_side, scene.half_side, NODES)
+    inside = field_export.grid_distances(scene[0], NODES) <= 2 * side.diff()[0]
+    places = torch.cartesian_prod(side, side, side).view(NODES, NODES, NODES, 3).to(like)
+    found = places[inside] if inside.any() else places[:: NODES - 1, :: NODES - 1, :: NODES - 1].flatten(0, 2)
+    return found.expand(len(scene), -1, -1)
+
+
+def canonical_map(init: EncoderInit, views: Views, half_side: float) -> Float[Tensor, "1 3 H W"]:
+    """What the encoder sees: the place on the object as a color, over white by how sure it is of the object."""
+    seen = init.encoder(composite(views.rgb, views.mask, init.background))
+    return composite((seen.coords / half_side).clamp(-1, 1), seen.mask)
 
 
 def outlined(image: Float[Tensor, "1 3 H W"], mask: Float[Tensor, "1 1 H W"]) -> Float[Tensor, "1 3 T T"]:
