@@ -218,8 +218,11 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
     if target.startswith("invkit.features."):
         table = importlib.import_module("invkit.features.weights")
         module, _, name = target.rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        features = importlib.import_module(module)
+        parameters = inspect.signature(getattr(features, name)).parameters
         name = node.get("weights", parameters["weights"].default if "weights" in parameters else table.RANDOM)
+        if name is None:
+            name = features.default_weights(node.get("net", parameters["net"].default))
         try:
             if name != table.RANDOM:
                 table.find(name)

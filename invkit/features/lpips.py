@@ -26,6 +26,11 @@ _BACKBONES = {
 }
 
 
+def default_weights(net: str) -> str:
+    """Name of the ImageNet weights that a net takes where none are named."""
+    return _BACKBONES[net][1]
+
+
 class LPIPS(Frozen):
     """Perceptual distance. Its name carries the backbone and the version: "lpips-vgg-0.1"; v0.0 gives other numbers.
 
