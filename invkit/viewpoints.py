@@ -238,11 +238,10 @@ class Others:
         Args:
             train: the training split; None where it has no part in it.
         """
-        split = index_sets.split_of(dataset)
         if self.released:
-            found = index_sets.released(index_sets.split_of(train), split)[1]
+            found = index_sets.released_of(dataset, train)
         else:
-            found = index_sets.corrected(split)
+            found = index_sets.corrected(index_sets.split_of(dataset))
         return dict(zip(found.chosen, found.partner, strict=True))
 
     def __call__(self, found: Camera, true: Camera | None, novel: Camera | None) -> Camera:

@@ -55,8 +55,7 @@ def invert(cfg: DictConfig) -> None:
 
 def released_sample(dataset: ImageSet, train: ImageSet) -> ImageSet:
     """The images that are evaluated in Bootstrapped Radiance Field Inversion; all, if there are no more than 8,000."""
-    _, sample = index_sets.released(index_sets.split_of(train), index_sets.split_of(dataset))
-    return subset(dataset, sample.chosen)
+    return subset(dataset, index_sets.released_of(dataset, train).chosen)
 
 
 def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) -> ImageSet:

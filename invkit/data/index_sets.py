@@ -53,6 +53,12 @@ def released(train: Split, test: Split, *, most: int = MOST, seed: int = SEED) -
     return sets[0], sets[1]
 
 
+def released_of(dataset: ImageSet, train: ImageSet) -> IndexSet:
+    """`released` for a data set that is the training split itself, or the test split beside it."""
+    sets = released(split_of(train), split_of(dataset))
+    return sets[0] if dataset.names == train.names else sets[1]
+
+
 def corrected(split: Split, *, seed: int = SEED) -> IndexSet:
     """The same as it is meant, for all images of a split: none is its own partner, unless there is no other one."""
     count, object_of = split

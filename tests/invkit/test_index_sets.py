@@ -1,8 +1,10 @@
 """Index sets of evaluations against numbers that the released code's own generator was found to give."""
 
 import pytest
+from PIL import Image
 
-from invkit.data.index_sets import corrected, released
+from invkit.data.folder import Folder
+from invkit.data.index_sets import corrected, released, released_of
 
 NOTHING = (0, None)
 
@@ -45,6 +47,20 @@ def test_the_released_permutation_of_single_views():
     # What is drawn for the training split comes first.
     assert released(NOTHING, (10, None))[1].partner == (5, 4, 8, 2, 6, 9, 1, 7, 0, 3)
     assert released((3, None), (10, None))[1].partner != (5, 4, 8, 2, 6, 9, 1, 7, 0, 3)
+
+
+def test_a_training_split_comes_first_wherever_it_is_evaluated(tmp_path):
+    def photos(*names: str) -> Folder:
+        folder = tmp_path / names[0]
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            Image.new("RGBA", (4, 4), (0, 0, 0, 255)).save(folder / f"{name}.png")
+        return Folder(folder)
+
+    train, test = photos(*"abcdefghij"), photos(*"klm")
+    first, second = released((10, None), (3, None))
+    assert released_of(train, train) == first
+    assert released_of(test, train) == second
 
 
 def test_released_partners_of_single_views_are_numbers_up_to_the_count():
