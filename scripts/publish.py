@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -81,14 +82,16 @@ def describe(run: Path, state: str, target: Path, step: int, score: float | None
     gaps = [after - before for before, after in pairwise(times)]
     minutes = sum(gap for gap in gaps if gap < PAUSE) / 60
     numbers = {key: value for entry in entries for key, value in entry.items() if "/" in key}
-    data = Path(config["task"]["data"]["root"])
+    node = config["task"]["data"]
+    data = Path(node["root"] if "root" in node else node["dataset"]["root"])
+    files = files_of(data)
     rows = {
         "weights": f"`{state}` after {step} steps, {target.stat().st_size / 2**20:.1f} MiB",
         **({} if score is None else {"chosen": f"the best of the run: score {score:.4g} after step {step}"}),
         "SHA-256": f"`{hashlib.sha256(target.read_bytes()).hexdigest()}`",
         "command": f"`python scripts/train.py experiment={config['run']['name']}`",
         "seed": config["run"]["seed"],
-        "data": f"`{data}`, {sum(1 for _ in data.glob('*.npz'))} files, SHA-256 `{digest(data)}`",
+        "data": f"`{data}`, {len(files)} files, SHA-256 `{digest(files)}`",
         "time": f"{minutes:.0f} minutes",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),
@@ -102,10 +105,15 @@ def describe(run: Path, state: str, target: Path, step: int, score: float | None
     return f"# {target.stem}\n\n| | |\n| --- | --- |\n{table}\n\nLast values logged:\n\n| | |\n| --- | --- |\n{last}\n"
 
 
-def digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's arrays, sorted by name."""
+def files_of(folder: Path) -> list[Path]:
+    """The arrays in a folder, sorted by name; where there are none, all that lies in it and below."""
+    return sorted(folder.glob("*.npz")) or sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def digest(files: Sequence[Path]) -> str:
+    """SHA-256 over the names and contents of files."""
     total = hashlib.sha256()
-    for file in sorted(folder.glob("*.npz")):
+    for file in files:
         total.update(file.name.encode())
         total.update(file.read_bytes())
     return total.hexdigest()
