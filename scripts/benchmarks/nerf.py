@@ -176,7 +176,7 @@ def rendering(case: dict) -> Case:
         def scene() -> RadianceField:
             return balls
     else:
-        generator: Generator = load_module(ROOT / case["prior"], "generator", state="generator_ema").to(device).requires_grad_(False)
+        generator: Generator = load_module(ROOT / case["prior"], "generator", state="generator_ema").to(device)
         camera = replace(camera, scale=camera.scale / generator.scene_range)
         leaves[1] = camera.scale
         latent = torch.randn(batch, generator.latent_dim, generator=rng).to(device)
