@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ from nerfinv.init import EncoderInit
 TILE, CAPTION, COLUMNS = 256, 22, 5
 TURNS = (45.0, 90.0, 180.0, 270.0)
 RED = (1.0, -1.0, -1.0)
-NODES = 31
+NODES = 64
 """Along a side of the grid on which it is looked how far a radiance field reaches."""
 FILL = 0.95
 """Of half a picture, how far an object that is turned reaches from its middle."""
@@ -342,17 +343,18 @@ def sides(found: Estimate, inverter: Inverter) -> Float[Tensor, "K 3 H W"]:
 
 
 def outermost(scene: Any) -> Float[Tensor, "B P 3"]:
-    """Points of each scene beyond which there is nothing: vertices, or of a field those near its surface.
+    """Points of each scene beyond which there is nothing: vertices, or points on the surface of a field.
 
-    A field without a surface reaches to the corners of its box.
+    Args:
+        scene: the same one several times. A field without a surface reaches to the corners of its box.
     """
     if not isinstance(scene, RadianceField):
         return scene.vertices
-    like, side = scene.planes, torch.linspace(-scene.half_side, scene.half_side, NODES)
-    inside = field_export.grid_distances(scene[0], NODES) <= 2 * side.diff()[0]
-    places = torch.cartesian_prod(side, side, side).view(NODES, NODES, NODES, 3).to(like)
-    found = places[inside] if inside.any() else places[:: NODES - 1, :: NODES - 1, :: NODES - 1].flatten(0, 2)
-    return found.expand(len(scene), -1, -1)
+    try:
+        points, _ = field_export.surface(field_export.grid_distances(scene[0], NODES), scene.half_side, "")
+    except field_export.NoSurface:
+        points = scene.half_side * np.array(list(product((-1, 1), repeat=3)))
+    return torch.from_numpy(points).to(scene.planes).expand(len(scene), -1, -1)
 
 
 def canonical_map(init: EncoderInit, views: Views, half_side: float) -> Float[Tensor, "1 3 H W"]:
