@@ -180,6 +180,9 @@ class Preparation:
 def read_on_white(path: Path, size: int) -> tuple[Float[Tensor, "1 3 size size"], Float[Tensor, "1 1 size size"]]:
     """Colors in [-1, 1] of a square picture of an object on white, and its mask: what is not white. Area averages.
 
+    Where an outline runs through a pixel its color is the object's alone, so that the object can be put on any
+    background; on white that is the averaged picture again.
+
     Raises:
         FileNotFoundError: there is no such picture.
         ValueError: it is damaged, or not square.
@@ -190,6 +193,7 @@ def read_on_white(path: Path, size: int) -> tuple[Float[Tensor, "1 3 size size"]
     mask = (image != 1).any(dim=1, keepdim=True).to(image)
     if image.shape[-1] != size:
         image, mask = (interpolate(tensor, size=size, mode="area") for tensor in (image, mask))
+        image = torch.where(mask > 0, (image - 1 + mask) / torch.where(mask > 0, mask, 1), image).clamp(0, 1)
     return 2 * image - 1, mask
 
 

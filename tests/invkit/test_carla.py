@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from invkit.data.carla import Carla
+from invkit.images import composite
 from tests.invkit.detected import write_carla
 
 
@@ -18,7 +19,8 @@ def test_items_are_area_averages_on_white(tmp_path):
         np.testing.assert_allclose(full[index].rgb[0].permute(1, 2, 0), stored, atol=1e-6)
         np.testing.assert_array_equal(full[index].mask[0, 0], (stored != 1).any(-1))
         blocks = stored.reshape(16, 2, 16, 2, 3).mean((1, 3))
-        np.testing.assert_allclose(half[index].rgb[0].permute(1, 2, 0), blocks, atol=1e-6)
+        on_white = composite(half[index].rgb, half[index].mask, 1.0)
+        np.testing.assert_allclose(on_white[0].permute(1, 2, 0), blocks, atol=1e-6)
         assert (half[index].rgb[0, :, 0, 0] == 1).all()
         assert (half[index].label, half[index].index.tolist()) == (None, [index])
     with pytest.raises(IndexError):
