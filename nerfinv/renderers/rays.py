@@ -20,8 +20,6 @@ CLOSEST = 0.1
 WEAK_DISTANCE = 10.0
 """Where a weak perspective camera is put, NDC units before the object's center; only a gradient can tell."""
 
-Segments = Float[Tensor, "*N"]
-
 
 @dataclass(frozen=True)
 class Bundle(Batch):

@@ -114,28 +114,13 @@ class VolumeRenderer:
             self._pixels(scene, table, camera, rays[rows], rows // self.size**2, extras)
             for rows in chosen.split(at_once)
         ]
-        found = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        image = {name: self._image(len(camera), chosen, values) for name, values in found.items()}
-        if not parts:
-            image = self._nothing(scene, camera, extras)
+        image = {name: self._image(len(camera), chosen, torch.cat([part[name] for part in parts])) for name in parts[0]}
         image["rgb"] = image["rgb"] + self.background * (1 - image["mask"])
         return Rendering(**image, background=self.background)
 
     def _image(self, count: int, pixels: Int[Tensor, "N"], values: Float[Tensor, "N C"]) -> Float[Tensor, "B C H W"]:
         flat = values.new_zeros(count * self.size**2, values.shape[1]).index_copy(0, pixels, values)
         return flat.view(count, self.size, self.size, -1).permute(0, 3, 1, 2)
-
-    def _nothing(self, scene: RadianceField, camera: Camera, extras: frozenset[str]) -> dict[str, Tensor]:
-        """Empty pictures that belong to the graph, so that a loss of theirs has a gradient, which is 0."""
-        nothing = 0 * (scene.planes.sum() + camera.scale.sum())
-        channels = {"rgb": 3, "mask": 1, "depth": 1, "normals": 3, "coords": 3}
-        if scene.palette is not None:
-            channels["shares"] = scene.palette.shape[1]
-        return {
-            name: nothing.expand(len(camera), count, self.size, self.size)
-            for name, count in channels.items()
-            if name in extras | {"rgb", "mask"}
-        }
 
     def _pixels(
         self,
@@ -183,12 +168,12 @@ class VolumeRenderer:
     ) -> _Samples:
         """Where samples lie, their densities, and which of them are seen."""
         t = stratified(rays.near, rays.far, self.coarse, self.random)
-        sigma = torch.zeros_like(t)
+        sigma, spacing = torch.zeros_like(t), t.diff(dim=1)
         lit = torch.arange(len(t), device=t.device)
         for block in torch.arange(self.coarse).tensor_split(BLOCKS):
             columns = slice(int(block[0]), int(block[-1]) + 1)
             sigma[lit, columns] = self._densities(scene, table, rays, image, lit, t[:, columns].index_select(0, lit))
-            passed = t[:, 1 : columns.stop + 1] - t[:, : t[:, 1 : columns.stop + 1].shape[1]]
+            passed = spacing[:, : columns.stop]
             optical = (sigma[:, : passed.shape[1]] * passed).sum(dim=1)
             lit = (optical < -math.log(OPAQUE)).nonzero().squeeze(1)
         if self.fine:
