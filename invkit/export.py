@@ -48,13 +48,8 @@ def write_ply(path: Path, model: trimesh.Trimesh) -> None:
         aside.write_bytes(trimesh.exchange.ply.export_ply(model, vertex_normal=True))
 
 
-def turntable(
-    scene: Scene, camera: Camera, renderer: Renderer[Scene], count: int = 36, *, background: float = 0.0
-) -> UInt8[Tensor, "K H W 3"]:
+def turntable(scene: Scene, camera: Camera, renderer: Renderer[Scene], count: int = 36) -> UInt8[Tensor, "K H W 3"]:
     """A batch of one turned about its up axis in `count` equal steps, from the camera's view on, over white.
-
-    Args:
-        background: what the renderer puts behind objects.
 
     Raises:
         ValueError: the batch does not hold exactly one object.
@@ -66,9 +61,7 @@ def turntable(
     frames = []
     with torch.no_grad():
         for i in range(count):
-            image = renderer(centered, cameras[i])
-            # The colors are multiplied by the mask already, also where it is fractional.
-            frames.append(to_uint8(image.rgb + (1 - background) * (1 - image.mask)).cpu())
+            frames.append(to_uint8(renderer(centered, cameras[i]).over(1.0)).cpu())
     return torch.cat(frames)
 
 

@@ -85,8 +85,12 @@ def focals_of(data: ImageSet, most: int | None = None) -> tuple[float, ...] | No
         most: so many cameras are looked at, spread over the set; None is all. One is enough where all are alike.
     """
     count = len(data) if most is None else min(most, len(data))
-    inv_focal = torch.cat([data.camera(index * len(data) // count).inv_focal for index in range(count)])
-    inv_focal = inv_focal[inv_focal > 0]
+    return candidates_of(Camera.cat([data.camera(index * len(data) // count) for index in range(count)]))
+
+
+def candidates_of(camera: Camera) -> tuple[float, ...] | None:
+    """`focal_candidates` of the cameras with perspective, or None where none has any."""
+    inv_focal = camera.inv_focal[camera.inv_focal > 0]
     return focal_candidates(1 / (2 * inv_focal)) if len(inv_focal) else None
 
 

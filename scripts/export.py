@@ -62,8 +62,7 @@ def export(cfg: DictConfig) -> None:
                 if cfg.ply:
                     write_ply(beside(path, ".ply"), model)
             if cfg.turntable:
-                behind = renderer.background if is_field else 0.0
-                frames = turntable(scene, found.camera, renderer, cfg.turntable, background=behind)
+                frames = turntable(scene, found.camera, renderer, cfg.turntable)
                 write_gif(beside(path, ".gif"), frames)
                 if cfg.mp4:
                     write_mp4(beside(path, ".mp4"), frames)

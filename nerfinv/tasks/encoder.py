@@ -24,7 +24,7 @@ from nerfinv.encoder.encoder import Encoder, PoseRegressor
 from nerfinv.encoder.pretrained import load_backbone
 from nerfinv.generator.generator import Generator
 from nerfinv.losses import bootstrap
-from nerfinv.pnp import PoseSolver, focal_candidates
+from nerfinv.pnp import PoseSolver, candidates_of
 from nerfinv.renderers.volume import VolumeRenderer
 
 SAMPLES = 32
@@ -216,10 +216,13 @@ class EncoderTask:
         """The weights are all that is left behind."""
 
     def _cameras(self, items: Sequence[int]) -> tuple[Camera, Int[Tensor, "B"] | None]:
-        """Cameras and labels; an item is read once, as a camera takes no memory to speak of."""
+        """Cameras and, where the generator has classes, labels; an item is read once, its picture for a label alone."""
         for item in set(items) - self._seen.keys():
-            views = self.data[item]
-            self._seen[item] = views.camera, views.label
+            if self.generator.num_classes:
+                views = self.data[item]
+                self._seen[item] = views.camera, views.label
+            else:
+                self._seen[item] = self.data.camera(item), None
         cameras, labels = zip(*(self._seen[item] for item in items), strict=True)
         return Camera.cat(cameras), torch.cat(labels) if self.generator.num_classes else None
 
@@ -246,5 +249,4 @@ class EncoderTask:
 
 def pose_solver(camera: Camera, offset: float) -> PoseSolver:
     """A solver whose focal lengths are those of these cameras."""
-    weak = bool((camera.inv_focal == 0).all())
-    return PoseSolver(None if weak else focal_candidates(1 / (2 * camera.inv_focal)), offset=offset)
+    return PoseSolver(candidates_of(camera), offset=offset)

@@ -266,8 +266,7 @@ def test_a_turntable_is_on_white_whatever_the_renderer_puts_behind():
     field = ball(0.6, alpha=0.003, beta=0.01)
     camera = around(1, perspective=False).detach()
     tables = [
-        turntable(field, camera, VolumeRenderer(24, coarse=16, fine=16, background=behind), 3, background=behind)
-        for behind in (0.0, 1.0)
+        turntable(field, camera, VolumeRenderer(24, coarse=16, fine=16, background=behind), 3) for behind in (0.0, 1.0)
     ]
     assert tables[0].shape == (3, 24, 24, 3)
     assert (tables[0].int() - tables[1].int()).abs().max() <= 1
