@@ -1,8 +1,9 @@
-"""Tables of results beside published ones: plain text, Markdown and LaTeX, and what the order of their rows says."""
+"""Tables of results beside published ones: text, Markdown, LaTeX, HTML, and what the order of their rows says."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 
 ABSENT = "-"
 
@@ -108,6 +109,18 @@ class Table:
         notes = [f"% {note}" for note in (self.title, *self.notes)]
         body = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", first, r"\midrule", *rest, r"\bottomrule"]
         return "\n".join([*notes, *body, r"\end{tabular}"]) + "\n"
+
+    def html(self) -> str:
+        """A table element; the best of ours in each column is bold. The notes are a paragraph below it."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+        bold = "\0{}\1"  # stands for the tags until all else is escaped
+        rows = [[escape(cell).replace("\0", "<b>").replace("\1", "</b>") for cell in row] for row in self._cells(bold)]
+        notes = [f"<p>{'<br>'.join(map(escape, self.notes))}</p>"] if self.notes else []
+        heading = line([escape(cell) for cell in self._heading()], "th")
+        return "\n".join(["<table>", heading, *(line(row, "td") for row in rows), "</table>", *notes]) + "\n"
 
     def order(self) -> dict[str, Order]:
         """Column -> how its rows follow each other."""

@@ -20,9 +20,7 @@ The arguments of the constructors are read off the shapes and stored as `config.
 """
 
 import functools
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,14 +28,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from invkit.conversion import State, bare, buildable, check_fits, modules_and_task, node_of, shape_of, speaking_of
 from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator
 from meshinv.pseudo_truth import CameraCorrections
 from meshinv.reconstruction import ReconstructionNet
-
-State = Mapping[str, Any]
-"""Names and tensors of one network; values are checked, for a file may hold anything."""
 
 BUILDABLE = {
     Generator: {"width": (1.0,), "mesh_size": (32,), "texture_size": (128, 256, 512, 1024)},
@@ -65,11 +61,11 @@ def architecture(state: State) -> dict[str, Any]:
                 f"has the embedding {name}: it is conditioned on more than classes (such as colors), and there is no "
                 "such generator here"
             )
-    channels = _shape(state, "blk1.conv1.weight_orig", 4)[0]
-    rows, condition_dim = _shape(state, "fc.weight", 2)
+    channels = shape_of(state, "blk1.conv1.weight_orig", 4)[0]
+    rows, condition_dim = shape_of(state, "fc.weight", 2)
     num_classes, latent_dim = 0, condition_dim
     if "emb_class.weight" in state:
-        num_classes, embedding_dim = _shape(state, "emb_class.weight", 2)
+        num_classes, embedding_dim = shape_of(state, "emb_class.weight", 2)
         latent_dim = condition_dim - embedding_dim
         if latent_dim != embedding_dim:
             raise ValueError(
@@ -102,9 +98,9 @@ def discriminator_architecture(state: State, texture_size: int) -> dict[str, Any
         raise ValueError("d2 judges the texture alone (texture_only), and there is no such discriminator here")
     classes = "d1.projector.weight"
     return {
-        "num_classes": _shape(state, classes, 2)[0] if classes in state else 0,
+        "num_classes": shape_of(state, classes, 2)[0] if classes in state else 0,
         "texture_size": texture_size,
-        "width": _shape(state, "d1.conv4.weight_orig", 4)[0] / 512,
+        "width": shape_of(state, "d1.conv4.weight_orig", 4)[0] / 512,
         "num_scales": 3 if any(name.startswith("d3.") for name in state) else 2,
     }
 
@@ -115,7 +111,7 @@ def image_discriminator_architecture(state: State) -> dict[str, Any]:
     Raises:
         ValueError: an entry that tells is missing.
     """
-    channels, in_channels = _shape(state, "model.0.weight", 4)[:2]
+    channels, in_channels = shape_of(state, "model.0.weight", 4)[:2]
     kernels = [name for name, value in state.items() if isinstance(value, Tensor) and value.ndim == 4]
     return {"in_channels": in_channels, "num_layers": len(kernels) - 2, "width": channels / 64}
 
@@ -126,8 +122,8 @@ def reconstruction_architecture(state: State) -> dict[str, Any]:
     Raises:
         ValueError: an entry that tells is missing.
     """
-    channels = _shape(state, "blk1.conv2.weight", 4)[0]
-    rows = _shape(state, "fc1_tex.weight", 2)[0]
+    channels = shape_of(state, "blk1.conv2.weight", 4)[0]
+    rows = shape_of(state, "fc1_tex.weight", 2)[0]
     if rows not in (4 * channels, 8 * channels):
         raise ValueError(f"fc1_tex.weight has {rows} rows, not {channels // 2} x 4 x 2 (symmetric) or x 4 x 4")
     return {"width": channels / 512, "texture_size": 128, "symmetric": rows == 4 * channels}
@@ -150,7 +146,7 @@ def from_released(payload: Mapping[str, Any]) -> dict[str, Any]:
         if arguments.get(name):
             raise ValueError(f"was trained with {name}={arguments[name]!r}, and there is no such network here")
     states = {
-        entry: _bare(payload[entry], entry)
+        entry: bare(payload[entry], entry)
         for entry in ("generator", "generator_running_avg", "discriminator", "patchD", "dataset_params")
         if entry in payload
     }
@@ -175,10 +171,7 @@ def to_released(payload: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: there is no network of the method in it, or one that the released code cannot build; the field is
             named.
     """
-    modules, config = payload.get("modules"), payload.get("config")
-    if not isinstance(modules, Mapping) or not isinstance(config, Mapping):
-        raise ValueError("this is not one of our checkpoints: it has no modules and config")
-    task = config.get("task", {})
+    modules, task = modules_and_task(payload)
     if "network" in modules:
         released, arguments, key = *_to_stage_1(task, modules), "args"
     else:
@@ -207,46 +200,46 @@ def _from_gan(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, St
     first = next((entry for entry in generators if entry in states), None)
     if first is None:
         raise ValueError(f"has neither generator nor generator_running_avg, only {sorted(states) or 'other entries'}")
-    with _speaking_of(first):
+    with speaking_of(first):
         keywords = architecture(states[first])
-    task, modules = {"generator": _node(Generator, keywords)}, {}
+    task, modules = {"generator": node_of(Generator, keywords)}, {}
     for entry, (name, prefix) in generators.items():
         if entry in states:
-            with _speaking_of(entry):
+            with speaking_of(entry):
                 fitting = _fitting(states[entry], Generator, keywords)
             modules[name] = {f"{prefix}{key}": value for key, value in fitting.items()}
     if "discriminator" in states:
-        with _speaking_of("discriminator"):
+        with speaking_of("discriminator"):
             state = states["discriminator"]
             keywords = discriminator_architecture(state, keywords["texture_size"])
             modules["discriminator"] = _fitting(state, UVDiscriminator, keywords)
-        task["discriminator"] = _node(UVDiscriminator, keywords)
+        task["discriminator"] = node_of(UVDiscriminator, keywords)
     if "patchD" in states:
-        with _speaking_of("patchD"):
+        with speaking_of("patchD"):
             keywords = image_discriminator_architecture(states["patchD"])
             modules["image_discriminator"] = _fitting(states["patchD"], PatchDiscriminator, keywords)
-        task["image_discriminator"] = _node(PatchDiscriminator, keywords)
+        task["image_discriminator"] = node_of(PatchDiscriminator, keywords)
     return task, modules
 
 
 def _from_stage_1(states: Mapping[str, State]) -> tuple[dict[str, Any], dict[str, State]]:
     """config.task and modules."""
-    with _speaking_of("generator"):
+    with speaking_of("generator"):
         keywords = reconstruction_architecture(states["generator"])
         modules = {"network": _fitting(states["generator"], ReconstructionNet, keywords)}
-    task = {"network": _node(ReconstructionNet, keywords)}
+    task = {"network": node_of(ReconstructionNet, keywords)}
     if "dataset_params" in states:
-        with _speaking_of("dataset_params"):
+        with speaking_of("dataset_params"):
             table = states["dataset_params"]
-            count = _shape(table, "ds_scale", 2)[0]
+            count = shape_of(table, "ds_scale", 2)[0]
             names = {"ds_scale": "scale", "ds_translation": "shift", "ds_z0": "z0"}
             corrections = {names.get(name, name): value for name, value in table.items()}
             for name in {"ds_scale", "ds_z0"} & table.keys():
-                if _shape(table, name, 2)[1] == 1:
+                if shape_of(table, name, 2)[1] == 1:
                     corrections[names[name]] = table[name][:, 0]
             keywords = {"num_images": count, "perspective": "z0" in corrections}
             modules["corrections"] = _fitting(corrections, CameraCorrections, keywords)
-        task["corrections"] = _node(CameraCorrections, keywords)
+        task["corrections"] = node_of(CameraCorrections, keywords)
     return task, modules
 
 
@@ -266,7 +259,7 @@ def _to_gan(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict
     released, keywords = {}, {}
     for name, (entry, key, network) in kinds.items():
         if name in modules:
-            keywords[key] = _buildable(task, key, network)
+            keywords[key] = buildable(task, key, network, BUILDABLE[network])
             released[entry] = _released_state(modules[name], name, network, keywords[key])
     made = keywords["generator"]
     if made["num_classes"] and made["latent_dim"] != 64:
@@ -294,7 +287,7 @@ def _to_gan(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict
     if "patchD" in released:
         read = image_discriminator_architecture(released["patchD"])
         doubling = _layout(PatchDiscriminator, read)
-        if any(value.shape != doubling[name][0] for name, value in released["patchD"].items()):
+        if any(value.shape != doubling[name].shape for name, value in released["patchD"].items()):
             raise ValueError(
                 f"task.image_discriminator.width={keywords['image_discriminator']['width']}: its layers do not double "
                 "in width, as all of the released code's do"
@@ -307,13 +300,13 @@ def _to_gan(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict
 
 def _to_stage_1(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[dict[str, State], dict[str, Any]]:
     """Networks and the arguments that describe them."""
-    keywords = _buildable(task, "network", ReconstructionNet)
+    keywords = buildable(task, "network", ReconstructionNet, BUILDABLE[ReconstructionNet])
     released = {"generator": _released_state(modules["network"], "network", ReconstructionNet, keywords)}
     perspective = False
     if "corrections" in modules:
         # A run of ours builds the corrections from its data, so its configuration does not describe them.
-        with _speaking_of("corrections"):
-            count, perspective = _shape(modules["corrections"], "scale", 1)[0], "z0" in modules["corrections"]
+        with speaking_of("corrections"):
+            count, perspective = shape_of(modules["corrections"], "scale", 1)[0], "z0" in modules["corrections"]
         state = _released_state(
             modules["corrections"], "corrections", CameraCorrections, {"num_images": count, "perspective": perspective}
         )
@@ -332,51 +325,28 @@ def _to_stage_1(task: Mapping[str, Any], modules: Mapping[str, State]) -> tuple[
     return released, arguments
 
 
-def _buildable(task: Mapping[str, Any], name: str, network: type[nn.Module]) -> dict[str, Any]:
-    """All keywords of task.<name>, given or default.
-
-    Raises:
-        ValueError: it is another network, or one that the released code cannot build.
-    """
-    node, target = task.get(name), _node(network, {})["_target_"]
-    if not isinstance(node, Mapping) or node.get("_target_") != target:
-        found = node.get("_target_") if isinstance(node, Mapping) else node
-        raise ValueError(f"task.{name} of its stored configuration is {found}; the released code has only {target}")
-    defaults = {parameter.name: parameter.default for parameter in inspect.signature(network).parameters.values()}
-    keywords = {**defaults, **{key: value for key, value in node.items() if not key.startswith("_")}}
-    for field, allowed in BUILDABLE[network].items():
-        if keywords[field] not in allowed:
-            listed = " or ".join(map(str, allowed))
-            raise ValueError(f"task.{name}.{field}={keywords[field]}: the released code builds {listed} only")
-    return keywords
-
-
 def _released_state(
     state: State, name: str, network: type[nn.Module], keywords: Mapping[str, Any]
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    with _speaking_of(name):
-        fitting = _fitting(_bare(state, name), network, keywords)
+    with speaking_of(name):
+        fitting = _fitting(bare(state, name), network, keywords)
     return {key: value.float() if value.is_floating_point() else value for key, value in fitting.items()}
 
 
 # ---- Both --------------------------------------------------------------------------------------------------------
 
 
-def _node(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_target_": f"{network.__module__}.{network.__qualname__}", **keywords}
-
-
-def _layout(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, tuple[torch.Size, bool]]:
-    """Name -> shape and whether it is of floating point, of the network's entries."""
+def _layout(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
+    """The network's entries without values, on the meta device."""
     return _layout_of(network, tuple(sorted(keywords.items())))
 
 
 @functools.lru_cache(maxsize=16)
-def _layout_of(network: type[nn.Module], keywords: tuple[tuple[str, Any], ...]) -> dict[str, tuple[torch.Size, bool]]:
-    # On the CPU, as it is quicker than on the meta device; nobody's random numbers are used up.
+def _layout_of(network: type[nn.Module], keywords: tuple[tuple[str, Any], ...]) -> dict[str, Shaped[Tensor, "..."]]:
+    # Built on the CPU, as it is quicker than on the meta device; nobody's random numbers are used up.
     with torch.random.fork_rng(devices=[]):
         state = network(**dict(keywords)).state_dict()
-    return {name: (value.shape, value.is_floating_point()) for name, value in state.items()}
+    return {name: value.to("meta") for name, value in state.items()}
 
 
 def _fitting(state: State, network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
@@ -386,52 +356,10 @@ def _fitting(state: State, network: type[nn.Module], keywords: Mapping[str, Any]
         ValueError: they are not those of the network.
     """
     layout = _layout(network, keywords)
-    missing = [name for name in layout if name not in state and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in layout]
-    if missing:
-        raise ValueError(f"lacks {_first(missing)}; the other entries are those of {_described(network, keywords)}")
-    if unknown:
-        raise ValueError(f"has {_first(unknown)}, which {_described(network, keywords)} does not have")
-    fitting = {}
-    for name, (shape, floating) in layout.items():
-        value = state.get(name, torch.zeros((), dtype=torch.int64))
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__} and not a tensor")
-        if value.shape != shape:
-            raise ValueError(
-                f"{name} is {list(value.shape)} and not {list(shape)}, as in {_described(network, keywords)}"
-            )
-        if value.is_floating_point() != floating:
-            raise ValueError(f"{name} is {value.dtype} and not {'of floating point' if floating else 'a whole number'}")
-        fitting[name] = value.detach()
-    return fitting
-
-
-def _shape(state: State, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in state:
-        raise ValueError(f"lacks {name}")
-    if not isinstance(state[name], Tensor) or state[name].ndim != ndim:
-        found = list(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
-        raise ValueError(f"{name} is {found} and not a tensor of {ndim} dimensions")
-    return tuple(state[name].shape)
-
-
-def _bare(state: Any, name: str) -> dict[str, Any]:
-    """The state without the prefix that DataParallel and running averages put before every name."""
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f"{name} is not a dictionary of named tensors")
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state)
-
-
-@contextmanager
-def _speaking_of(entry: str) -> Iterator[None]:
-    """Puts the entry's name before what is said of it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{entry}: {error}") from None
+    counts = [name for name in layout if name.endswith("num_batches_tracked")]
+    state = {**{name: torch.zeros((), dtype=torch.int64) for name in counts}, **state}
+    check_fits(state, layout, network, keywords)
+    return {name: state[name].detach() for name in layout}
 
 
 def _count(payload: Mapping[str, Any], name: str) -> int:
@@ -440,14 +368,6 @@ def _count(payload: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int):
         raise ValueError(f"{name} is {value!r} and not a whole number")
     return value
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _described(network: type[nn.Module], keywords: Mapping[str, Any]) -> str:
-    return f"{network.__name__}({', '.join(f'{key}={value}' for key, value in keywords.items())})"
 
 
 def _plain(value: Any) -> Any:

@@ -22,22 +22,28 @@ The arguments of the constructors are read off the shapes and stored as `config.
 and whether there is noise, for which its strengths are asked. Optimizers and random states are left behind.
 """
 
-import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
+from invkit.conversion import (
+    State,
+    bare,
+    buildable,
+    check_fits,
+    keywords_of,
+    modules_and_task,
+    node_of,
+    shape_of,
+    speaking_of,
+)
 from nerfinv.discriminator import POSE_SIZE, Discriminator
 from nerfinv.generator.generator import Generator
 from nerfinv.layers import resample_filter
-
-State = Mapping[str, Any]
-"""Names and tensors of one network; values are checked, for a file may hold anything."""
 
 SCENE_RANGES = {"ShapeNet": 0.55, "CARLA": 3.0, "CUB": 2.0, "Pascal3D+ and ImageNet": 1.4}
 """Half sides of the released generators' boxes."""
@@ -102,19 +108,19 @@ def architecture(state: State) -> dict[str, Any]:
     """
     if any(name.startswith("emb.") for name in state):
         raise ValueError("has emb.*: it starts from an image (use_encoder), and there is no such generator here")
-    style_dim, inputs = _shape(state, "mapping_network.backbone.fc0.weight", 2)
+    style_dim, inputs = shape_of(state, "mapping_network.backbone.fc0.weight", 2)
     num_classes, embedded = 0, 0
     if "class_embedding.weight" in state:
-        num_classes, embedded = _shape(state, "class_embedding.weight", 2)
+        num_classes, embedded = shape_of(state, "class_embedding.weight", 2)
     size = _largest_block(state, "synthesis_network.b")
-    widths = {side: _shape(state, f"synthesis_network.b{side}.conv1.weight", 4)[0] for side in (4, size)}
-    decoder_width, plane_channels = _shape(state, "decoder.net.0.weight", 2)
+    widths = {side: shape_of(state, f"synthesis_network.b{side}.conv1.weight", 4)[0] for side in (4, size)}
+    decoder_width, plane_channels = shape_of(state, "decoder.net.0.weight", 2)
     values = "texture_mapper.fc_values.weight"
     strengths = [value for name, value in state.items() if name.endswith(".noise_strength")]
     return {
         "latent_dim": inputs - embedded,
         "style_dim": style_dim,
-        "palette_size": _shape(state, values, 2)[0] // 3 if values in state else 0,
+        "palette_size": shape_of(state, values, 2)[0] // 3 if values in state else 0,
         "signed_distance": "beta" in state,
         "view_dependent": any(name.startswith("viewdir_mapper.") for name in state),
         "noise": any(isinstance(value, Tensor) and bool((value != 0).any()) for value in strengths),
@@ -134,14 +140,14 @@ def discriminator_architecture(state: State) -> dict[str, Any]:
         ValueError: an entry that tells is missing, or the discriminator is of a kind that we do not have.
     """
     size = _largest_block(state, "backbone.b")
-    width, channels = _shape(state, f"backbone.b{size}.fromrgb.weight", 4)[:2]
+    width, channels = shape_of(state, f"backbone.b{size}.fromrgb.weight", 4)[:2]
     condition = "backbone.mapping.fc0.weight"
     num_classes = 0
     if "class_embedding.weight" in state:
-        num_classes = _shape(state, "class_embedding.weight", 2)[0]
-    max_channels = _shape(state, "backbone.b4.fc.weight", 2)[0]
+        num_classes = shape_of(state, "class_embedding.weight", 2)[0]
+    max_channels = shape_of(state, "backbone.b4.fc.weight", 2)[0]
     if condition in state:
-        inputs = _shape(state, condition, 2)[1]
+        inputs = shape_of(state, condition, 2)[1]
         expected = POSE_SIZE + (max_channels if num_classes else 0)
         if inputs != expected:
             raise ValueError(
@@ -180,21 +186,21 @@ def from_released(
     for entry, (name, prefix) in entries.items():
         if entry not in payload:
             continue
-        with _speaking_of(entry):
-            state = _bare(payload[entry])
+        with speaking_of(entry):
+            state = bare(payload[entry])
             if "generator" not in task:
-                task["generator"] = _node(Generator, _in_its_box(state, scene_range, random_noise_in_eval))
-            fitting = _ours(state, Generator, _keywords(task["generator"]))
+                task["generator"] = node_of(Generator, _in_its_box(state, scene_range, random_noise_in_eval))
+            fitting = _ours(state, Generator, keywords_of(task["generator"]))
         modules[name] = {f"{prefix}{key}": value for key, value in fitting.items()}
     if "discriminator" in payload:
-        with _speaking_of("discriminator"):
+        with speaking_of("discriminator"):
             # Under what name the released code keeps classes here is not known, as no such file is published.
             embedding = re.compile(r".*embedding\.weight")
-            stored = _bare(payload["discriminator"])
+            stored = bare(payload["discriminator"])
             state = {embedding.sub("class_embedding.weight", name): value for name, value in stored.items()}
             keywords = discriminator_architecture(state)
             modules["discriminator"] = _ours(state, Discriminator, keywords)
-        task["discriminator"] = _node(Discriminator, keywords)
+        task["discriminator"] = node_of(Discriminator, keywords)
     iteration = _number(payload.get("iteration", 0), "iteration")
     if not isinstance(iteration, int):
         raise ValueError(f"iteration is {iteration!r} and not a whole number")
@@ -211,9 +217,7 @@ def to_released(payload: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: there is no network of the method in it, or one that the released code cannot build; the field is
             named.
     """
-    modules, config = payload.get("modules"), payload.get("config")
-    if not isinstance(modules, Mapping) or not isinstance(config, Mapping):
-        raise ValueError("this is not one of our checkpoints: it has no modules and config")
+    modules, task = modules_and_task(payload)
     kinds = {
         "generator": ("model", "generator", Generator),
         "generator_ema": ("model_ema", "generator", Generator),
@@ -224,9 +228,9 @@ def to_released(payload: Mapping[str, Any]) -> dict[str, Any]:
     released = {}
     for name, (entry, key, network) in kinds.items():
         if name in modules:
-            keywords = _buildable(config.get("task", {}), key, network)
-            with _speaking_of(name):
-                released[entry] = _theirs(_bare(modules[name]), network, keywords)
+            keywords = buildable(task, key, network, BUILDABLE[network])
+            with speaking_of(name):
+                released[entry] = _theirs(bare(modules[name]), network, keywords)
     return {**released, **payload.get("released", {}), "iteration": payload.get("step", 0)}
 
 
@@ -260,14 +264,14 @@ def _ours(state: State, network: type[nn.Module], keywords: Mapping[str, Any]) -
     weights = {name: value for name, value in state.items() if not name.endswith("resample_filter")}
     layout = _layout(network, keywords)
     names = {_released_name(ours, network): ours for ours in layout}
-    _check(weights, {name: layout[ours] for name, ours in names.items()}, network, keywords)
+    check_fits(weights, {name: layout[ours] for name, ours in names.items()}, network, keywords)
     return {ours: weights[name].detach() for name, ours in names.items()}
 
 
 def _theirs(state: State, network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
     """Our tensors under the published names and in the published order, filters in between."""
     layout = _layout(network, keywords)
-    _check(state, layout, network, keywords)
+    check_fits(state, layout, network, keywords)
     released = {}
     for ours in layout:
         name = _released_name(ours, network)
@@ -285,58 +289,13 @@ def _released_name(name: str, network: type[nn.Module]) -> str:
     return theirs + name.removeprefix(ours)
 
 
-def _buildable(task: Mapping[str, Any], name: str, network: type[nn.Module]) -> dict[str, Any]:
-    """All keywords of task.<name>, given or default.
-
-    Raises:
-        ValueError: it is another network, or one that the released code cannot build.
-    """
-    node, target = task.get(name), _node(network, {})["_target_"]
-    if not isinstance(node, Mapping) or node.get("_target_") != target:
-        found = node.get("_target_") if isinstance(node, Mapping) else node
-        raise ValueError(f"task.{name} of its stored configuration is {found}; the released code has only {target}")
-    defaults = {parameter.name: parameter.default for parameter in inspect.signature(network).parameters.values()}
-    keywords = {**defaults, **_keywords(node)}
-    for field, allowed in BUILDABLE[network].items():
-        if keywords[field] not in allowed:
-            listed = " or ".join(map(str, allowed))
-            raise ValueError(f"task.{name}.{field}={keywords[field]}: the released code builds {listed} only")
-    return keywords
-
-
-def _node(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Any]:
-    return {"_target_": f"{network.__module__}.{network.__qualname__}", **keywords}
-
-
-def _keywords(node: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if not key.startswith("_")}
-
-
-def _layout(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, torch.Size]:
+def _layout(network: type[nn.Module], keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
+    """The network's entries without values, on the meta device."""
     with torch.device("meta"):
-        return {name: value.shape for name, value in network(**keywords).state_dict().items()}
+        return network(**keywords).state_dict()
 
 
 # ---- Values ------------------------------------------------------------------------------------------------------
-
-
-def _check(
-    state: State, shapes: Mapping[str, torch.Size], network: type[nn.Module], keywords: Mapping[str, Any]
-) -> None:
-    """Raises a ValueError unless the state has these names and shapes, in floating point."""
-    described = f"{network.__name__}({', '.join(f'{key}={value}' for key, value in keywords.items())})"
-    if missing := [name for name in shapes if name not in state]:
-        raise ValueError(f"lacks {_first(missing)}; the other entries are those of {described}")
-    if unknown := [name for name in state if name not in shapes]:
-        raise ValueError(f"has {_first(unknown)}, which {described} does not have")
-    for name, shape in shapes.items():
-        value = state[name]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{name} is a {type(value).__name__} and not a tensor")
-        if value.shape != shape:
-            raise ValueError(f"{name} is {list(value.shape)} and not {list(shape)}, as in {described}")
-        if not value.is_floating_point():
-            raise ValueError(f"{name} is {value.dtype} and not of floating point")
 
 
 def _largest_block(state: State, prefix: str) -> int:
@@ -347,27 +306,9 @@ def _largest_block(state: State, prefix: str) -> int:
     return max(sides)
 
 
-def _shape(state: State, name: str, ndim: int) -> tuple[int, ...]:
-    if name not in state:
-        raise ValueError(f"lacks {name}")
-    if not isinstance(state[name], Tensor) or state[name].ndim != ndim:
-        found = list(state[name].shape) if isinstance(state[name], Tensor) else type(state[name]).__name__
-        raise ValueError(f"{name} is {found} and not a tensor of {ndim} dimensions")
-    return tuple(state[name].shape)
-
-
 def _is_our_filter(value: Any) -> bool:
     ours = resample_filter()
     return isinstance(value, Tensor) and value.shape == ours.shape and torch.allclose(value.to(ours), ours, atol=1e-6)
-
-
-def _bare(state: Any) -> dict[str, Any]:
-    """The state without the prefix that DataParallel and running averages put before every name."""
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise ValueError("is not a dictionary of named tensors")
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return dict(state)
 
 
 def _number(value: Any, name: str) -> float | int:
@@ -376,16 +317,3 @@ def _number(value: Any, name: str) -> float | int:
     if not isinstance(found, int | float):
         raise ValueError(f"{name} is {value!r} and not a number")
     return found
-
-
-@contextmanager
-def _speaking_of(entry: str) -> Iterator[None]:
-    """Puts the entry's name before what is said of it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{entry}: {error}") from None
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from invkit.conversion import State, keywords_of, node_of
 from nerfinv.encoder.encoder import Encoder
-from nerfinv.encoder.pretrained import State, check_entries
+from nerfinv.encoder.pretrained import check_entries
 from nerfinv.encoder.segformer import STAGES, SegFormer
 
 NAMES = {
@@ -86,7 +87,7 @@ def from_released(payload: Mapping[str, Any]) -> dict[str, Any]:
     lr = payload.get("lr")
     return {
         "step": iteration,
-        "config": {"task": {"encoder": {"_target_": _target(Encoder), **keywords}}},
+        "config": {"task": {"encoder": node_of(Encoder, keywords)}},
         "modules": {"encoder": _fitting(state, keywords)},
         "released": {"lr": lr if isinstance(lr, float) else None},
     }
@@ -137,14 +138,8 @@ def _backbone(state: State, prefix: str) -> dict[str, Any]:
         reduced = f"{block}0.attn.sr.weight"
         reductions.append(_shape(state, reduced)[2] if reduced in state else 1)
     out_channels, width = _shape(state, f"{prefix}linear_pred.weight")[:2]
-    return {
-        "_target_": _target(SegFormer),
-        "dims": dims,
-        "depths": depths,
-        "reductions": reductions,
-        "width": width,
-        "out_channels": out_channels,
-    }
+    keywords = {"dims": dims, "depths": depths, "reductions": reductions, "width": width, "out_channels": out_channels}
+    return node_of(SegFormer, keywords)
 
 
 def _fitting(state: State, keywords: Mapping[str, Any]) -> dict[str, Shaped[Tensor, "..."]]:
@@ -155,9 +150,7 @@ def _fitting(state: State, keywords: Mapping[str, Any]) -> dict[str, Shaped[Tens
     """
     with torch.device("meta"):
         backbones = {
-            name: SegFormer(**{key: value for key, value in node.items() if key != "_target_"})
-            for name, node in keywords.items()
-            if isinstance(node, Mapping)
+            name: SegFormer(**keywords_of(node)) for name, node in keywords.items() if isinstance(node, Mapping)
         }
         network = Encoder(**{**keywords, **backbones})
     shapes = {name: value.shape for name, value in network.state_dict().items()}
@@ -169,7 +162,3 @@ def _shape(state: State, name: str) -> tuple[int, ...]:
     if not isinstance(state.get(name), Tensor) or state[name].ndim not in (2, 4):
         raise ValueError(f"lacks {name}, or it is no matrix or kernel")
     return tuple(state[name].shape)
-
-
-def _target(network: type) -> str:
-    return f"{network.__module__}.{network.__qualname__}"

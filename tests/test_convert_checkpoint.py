@@ -3,8 +3,6 @@
 import os
 import pickle
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,19 +14,6 @@ from invkit.run import load_module
 from meshinv.generator import Generator
 from tests.meshinv import test_discriminators, test_generator, test_patch
 from tests.meshinv.formulas import filled
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "convert_checkpoint.py"
-
-
-@pytest.fixture
-def convert(monkeypatch):
-    """The script in this process, as the command line would start it."""
-
-    def run(*arguments: Path | str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    return run
 
 
 def single(state: dict) -> dict:

@@ -22,13 +22,14 @@ KIT = (
     {"types"},
     {"protocols"},
     {"files"},
-    {"images", "dist", "log", "checkpoint", "pickles"},
+    {"images", "dist", "log", "checkpoint", "conversion", "pickles"},
     {"features", "data", "augment"},
     {"losses", "metrics"},
     {"objective", "records", "viewpoints", "train", "schedule", "search_state"},
     {"measurement"},
     {"invert", "evaluate", "export"},
     {"run", "report"},
+    {"page"},
 )
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (

@@ -5,16 +5,13 @@ Their names are those of our `MixTransformer`.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from invkit.checkpoint import load_foreign
+from invkit.conversion import State, first_of
 from nerfinv.encoder.segformer import MixTransformer
-
-State = Mapping[str, Any]
-"""Names and tensors of one network; values are checked, for a file may hold anything."""
 
 
 def load_backbone(backbone: MixTransformer, path: Path | str) -> None:
@@ -58,9 +55,9 @@ def check_entries(state: State, shapes: Mapping[str, torch.Size]) -> None:
         ValueError: it does not; the message names one.
     """
     if missing := [name for name in shapes if name not in state]:
-        raise ValueError(f"lacks {_listed(missing)}")
+        raise ValueError(f"lacks {first_of(missing)}")
     if unknown := [str(name) for name in state if name not in shapes]:
-        raise ValueError(f"has {_listed(unknown)}, which the network does not have")
+        raise ValueError(f"has {first_of(unknown)}, which the network does not have")
     for name, shape in shapes.items():
         value = state[name]
         if not isinstance(value, Tensor):
@@ -69,7 +66,3 @@ def check_entries(state: State, shapes: Mapping[str, torch.Size]) -> None:
             raise ValueError(f"{name} is {list(value.shape)} and not {list(shape)}: the network has another size")
         if not value.is_floating_point():
             raise ValueError(f"{name} is {value.dtype} and not of floating point")
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,6 +1,7 @@
 """Tables, and the order of their rows against scipy's."""
 
 import math
+from xml.etree import ElementTree
 
 import pytest
 import scipy.stats
@@ -65,6 +66,18 @@ def test_latex_escapes_what_it_must_and_nothing_else():
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.replace(r"\&", "").count("&") for line in body} == {8}
     assert [line for line in text.splitlines() if "ours" in line] == ["% 100 % ours"]
+
+
+def test_html_is_the_same_table():
+    text = table(notes=["ours < theirs"]).html()
+    body, note = text.split("</table>")
+    heading, *rows = ElementTree.fromstring(body + "</table>")
+    header, _, first, *lines = table().markdown().splitlines()[2:]
+    assert [cell.text for cell in heading] == cells(header)
+    shown = [["".join(cell.itertext()) for cell in row] for row in rows]
+    assert shown == [[cell.strip("*") for cell in cells(line)] for line in (first, *lines)]
+    assert [cell.text for cell in ElementTree.fromstring(body + "</table>").iter("b")] == ["0.750", "41.0"]
+    assert note.strip() == "<p>ours &lt; theirs</p>"
 
 
 @pytest.mark.parametrize(

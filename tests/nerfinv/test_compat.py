@@ -1,9 +1,6 @@
 """The released layout and ours, against the published tables of names and shapes, through files and the script."""
 
 import re
-import runpy
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +18,6 @@ from nerfinv.generator.generator import Generator
 from nerfinv.layers import resample_filter
 from tests.nerfinv.filled import assert_numbers, assert_stats, latents, value
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "convert_checkpoint.py"
 Layout = dict[str, tuple[int, ...]]
 VARIANTS = {
     "default": {},
@@ -129,17 +125,6 @@ def assert_same(found: dict, expected: dict) -> None:
     for name, entry in expected.items():
         assert found[name].dtype == entry.dtype
         assert torch.equal(found[name], entry), name
-
-
-@pytest.fixture
-def convert(monkeypatch):
-    """The script in this process, as the command line would start it."""
-
-    def run(*arguments: Path | str) -> None:
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    return run
 
 
 # ---- The tables --------------------------------------------------------------------------------------------------

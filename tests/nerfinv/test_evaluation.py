@@ -11,13 +11,13 @@ from invkit.metrics.mean import pictures
 from invkit.types import Rendering, Views
 from nerfinv.renderers.plain import PlainRenderer
 from nerfinv.renderers.volume import VolumeRenderer
-from tests.nerfinv.test_encoder_scripts import data, generator
+from tests.nerfinv.test_encoder_scripts import generator
 from tests.nerfinv.test_inversion_scripts import BRIEF, encoder, overrides_of
 from tests.nerfinv.tiny_fields import around, bumpy_balls
 from tests.test_configs import CONFIGS
 from tests.test_dry_runs import run
 
-__all__ = ["data", "encoder", "generator"]
+__all__ = ["encoder", "generator"]
 
 # ---- Backgrounds -----------------------------------------------------------------------------------------------------
 

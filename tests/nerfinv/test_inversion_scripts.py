@@ -12,11 +12,11 @@ from invkit.run import instantiate_trusted
 from invkit.schedule import Stall
 from nerfinv.encoder.encoder import Encoder
 from nerfinv.encoder.segformer import SegFormer
-from tests.nerfinv.test_encoder_scripts import PICTURES, STYLE, data, generator, to_run
+from tests.nerfinv.test_encoder_scripts import PICTURES, STYLE, generator, to_run
 from tests.test_configs import CONFIGS, command, composed
 from tests.test_dry_runs import roots, run
 
-__all__ = ["data", "generator"]
+__all__ = ["generator"]
 
 INVERSIONS = to_run("nerfinv_invert_")
 
@@ -78,7 +78,8 @@ def test_inversion_runs_two_steps_and_is_measured(experiment, data, generator, e
 @pytest.mark.parametrize("objective", sorted(path.stem for path in CONFIGS.glob("objective/nerfinv*.yaml")))
 def test_every_objective_searches(objective, data, generator, encoder, tmp_path, monkeypatch):
     experiment = CONFIGS / "experiment" / "nerfinv_invert_shapenet_cars.yaml"
-    terms = {"nerfinv_l1": ["l1"], "nerfinv_mse": ["mse"], "nerfinv_mixed": ["perceptual", "l1"]}
+    both = ["perceptual", "l1"]
+    terms = {"nerfinv_l1": ["l1"], "nerfinv_mse": ["mse"], "nerfinv_mixed": both, "nerfinv_light_mixed": both}
     overrides = [*overrides_of(experiment, data, generator, encoder), *BRIEF, "limit=1", f"run.dir={tmp_path}"]
     names = terms.get(objective, ["perceptual"])
     overrides = [override for override in overrides if "perceptual" in names or ".perceptual." not in override]

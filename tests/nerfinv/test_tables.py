@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from tests.nerfinv.test_encoder_scripts import PICTURES, data, generator
+from tests.nerfinv.test_encoder_scripts import PICTURES, generator
 from tests.nerfinv.test_inversion_scripts import encoder
 from tests.test_table import TABLES, composed, run, script
 
-__all__ = ["data", "encoder", "generator", "run", "script"]
+__all__ = ["encoder", "generator", "run", "script"]
 
 MINE = [name for name in TABLES if name.startswith("nerfinv_")]
 STEPS = {"0": 0, "10 (fast)": 10, "30 (slow)": 30, "adaptive": 30}
