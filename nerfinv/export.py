@@ -40,7 +40,9 @@ class NoSurface(ValueError):
     """A field that is nowhere solid, so that there is no mesh of it."""
 
 
-def models(field: RadianceField, names: list[str], resolution: int = 256) -> list[trimesh.Trimesh]:
+def models(
+    field: RadianceField, names: list[str], resolution: int = 256, *, largest: bool = False
+) -> list[trimesh.Trimesh]:
     """Each field of the batch for trimesh: y up, object units, closed, counter-clockwise seen from outside.
 
     Colors and normals are the field's own; a color that depends on the view is that seen from straight above the
@@ -49,6 +51,7 @@ def models(field: RadianceField, names: list[str], resolution: int = 256) -> lis
     Args:
         names: of the fields, for errors.
         resolution: nodes along a side of the grid; its cells are 2 r / (resolution - 1).
+        largest: leave out what floats beside the object (see `largest_piece`).
 
     Raises:
         NoSurface: one of the fields is nowhere solid.
@@ -56,13 +59,15 @@ def models(field: RadianceField, names: list[str], resolution: int = 256) -> lis
     """
     if len(names) != len(field):
         raise ValueError(f"names: {len(names)} of them for {len(field)} fields")
-    return [model(field[index], name, resolution) for index, name in enumerate(names)]
+    return [model(field[index], name, resolution, largest=largest) for index, name in enumerate(names)]
 
 
 @torch.no_grad()
-def model(field: RadianceField, name: str, resolution: int = 256) -> trimesh.Trimesh:
+def model(field: RadianceField, name: str, resolution: int = 256, *, largest: bool = False) -> trimesh.Trimesh:
     """The only field of a batch as in `models`."""
     vertices, faces = surface(grid_distances(field, resolution), field.half_side, name)
+    if largest:
+        vertices, faces = largest_piece(vertices, faces)
     shape = trimesh.Trimesh(vertices, faces, process=False)
     points = torch.from_numpy(vertices).to(field.planes)
     colors, normals = [], []
@@ -115,6 +120,15 @@ def surface(
     vertices, faces, _, _ = marching_cubes(volume, level=0.0, gradient_direction="descent")
     cell = 2 * half_side / (resolution - 1)
     return (vertices.astype(np.float64) - 1) * cell - half_side, faces.astype(np.int64)
+
+
+def largest_piece(
+    vertices: Float[np.ndarray, "V 3"], faces: Int[np.ndarray, "F 3"]
+) -> tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"]]:
+    """The connected piece with the most faces."""
+    piece = trimesh.graph.connected_component_labels(trimesh.geometry.faces_to_edges(faces), node_count=len(vertices))
+    kept = piece == np.bincount(piece[faces[:, 0]]).argmax()
+    return vertices[kept], (np.cumsum(kept) - 1)[faces[kept[faces[:, 0]]]]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ configs/protocol. What cannot be measured here (weights or ground truth are not 
 and does not keep the rest.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
     labels = [label for of in result["protocols"].values() for label in (*of["metrics"], *of["not_measured"])]
     width = max(map(len, ["metric", *labels]))
     lines = [f"{'protocol':<22} {'metric':<{width}} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
     for name, values in result["protocols"].items():
         counts = f"{values['images']:7} {values['pictures']:9} {values['reals'] or '-':>6}"
         for metric, found in values["metrics"].items():
@@ -101,9 +101,9 @@ def table(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name:<22} {metric:<{width}} {found['value']:9.4g} {counts}{mark}")
         for metric, reason in values["not_measured"].items():
             lines.append(f"{name:<22} {metric:<{width}} {'-':>9}  not measured, see below")
-            reasons.setdefault(reason, []).append(f"{name} {metric}")
+            reasons.setdefault(reason, {}).setdefault(metric, []).append(name)
         for image, reason in values["unreadable"].items():
-            reasons.setdefault(f"{image} cannot be read: {reason}", []).append(name)
+            reasons.setdefault(f"{image} cannot be read: {reason}", {}).setdefault("its part", []).append(name)
     notes = {
         found["note"]
         for values in result["protocols"].values()
@@ -111,11 +111,18 @@ def table(result: Mapping[str, Any]) -> list[str]:
         if "note" in found
     }
     lines += [f"* {note}" for note in sorted(notes)]
-    lines += [f"not measured: {', '.join(where)}: {reason}" for reason, where in reasons.items()]
+    for reason, metrics in reasons.items():
+        where = [f"{metric} of {several(names)}" for metric, names in metrics.items()]
+        lines.append(f"not measured: {', '.join(where)}: {reason}")
     lines += [f"{name}: not reconstructed: {reason}" for name, reason in result["failed"].items()]
     if result["missing"]:
         lines.append(f"{len(result['missing'])} images have no record yet")
     return lines
+
+
+def several(names: Sequence[str]) -> str:
+    """The names; of many the first and how many more, as each has a line of the table already."""
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
 
 
 def changed(result: Mapping[str, Any]) -> list[str]:

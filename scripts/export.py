@@ -51,7 +51,11 @@ def export(cfg: DictConfig) -> None:
                 raise ValueError("ply=true: textured meshes have no vertex colors; obj=true writes their texture")
             if cfg.glb or cfg.obj or cfg.ply:
                 try:
-                    (model,) = field_export.models(scene, [name], cfg.resolution) if is_field else models(scene)
+                    (model,) = (
+                        field_export.models(scene, [name], cfg.resolution, largest=cfg.largest)
+                        if is_field
+                        else models(scene)
+                    )
                 except field_export.NoSurface as error:
                     run.log.message(f"nothing to export: {error}")
                     continue

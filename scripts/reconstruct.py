@@ -50,6 +50,7 @@ from invkit.files import written_aside
 from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
 from invkit.invert import Inverter, refuse_unusable
 from invkit.metrics.iou import iou
+from invkit.protocols import Renderer
 from invkit.records import OK, RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Estimate, Views
@@ -94,7 +95,7 @@ def reconstruct(cfg: DictConfig) -> None:
                 size, silhouette = run.config["data"]["size"], silhouettes(cfg.category)
                 views = prepared(photograph, folder / "input", size, silhouette, preparation).to(run.device)
                 search = beginning_with(inverter, first_guesses(inverter.init, around, photograph))
-                result = reconstructed(search, views, photograph, folder, store, cfg.resolution)
+                result = reconstructed(search, views, photograph, folder, store, cfg.resolution, cfg.largest)
             except (ValueError, OSError) as error:
                 result = {"image": str(photograph.image), "status": str(error)}
                 store.write_failure(photograph.name, 0, str(error))
@@ -211,12 +212,19 @@ def beginning_with(inverter: Inverter, init: Any) -> Inverter:
 
 
 def reconstructed(
-    inverter: Inverter, views: Views, photograph: Given, folder: Path, store: RecordStore, resolution: int
+    inverter: Inverter,
+    views: Views,
+    photograph: Given,
+    folder: Path,
+    store: RecordStore,
+    resolution: int,
+    largest: bool = False,
 ) -> dict[str, Any]:
     """What result.json says of a photograph; mesh, panel and record are written.
 
     Args:
         resolution: of the grid on which the surface of a radiance field is found. One that has none has no mesh.
+        largest: leave out of its mesh what floats beside the largest piece.
 
     Raises:
         ValueError: it cannot be searched.
@@ -231,7 +239,7 @@ def reconstructed(
     (record,) = store.write([photograph.name], [0], estimate, trace)
     mesh, why_none = folder / f"{photograph.name}.glb", None
     try:
-        write_glb(mesh, model_of(estimate.scene, photograph.name, resolution))
+        write_glb(mesh, model_of(estimate.scene, photograph.name, resolution, largest))
     except field_export.NoSurface as error:
         mesh.unlink(missing_ok=True)
         why_none = str(error)
@@ -260,13 +268,14 @@ def reconstructed(
     }
 
 
-def model_of(scene: Any, name: str, resolution: int) -> Trimesh:
+def model_of(scene: Any, name: str, resolution: int, largest: bool) -> Trimesh:
     """The only scene of a batch, of either method, as a file has it.
 
     Raises:
         NoSurface: it is nowhere solid.
     """
-    (model,) = field_export.models(scene, [name], resolution) if isinstance(scene, RadianceField) else models(scene)
+    is_field = isinstance(scene, RadianceField)
+    (model,) = field_export.models(scene, [name], resolution, largest=largest) if is_field else models(scene)
     return model
 
 
@@ -328,17 +337,17 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
     if isinstance(found.scene, RadianceField):
         image = inverter.renderer(found.scene, found.camera, extras=frozenset({"normals"}))
         tiles["normals"] = replace(image, rgb=image.normals, background=0.0).over(1.0).cpu()
-    for degrees, side in zip(TURNS, sides(found, inverter), strict=True):
+    for degrees, side in zip(TURNS, sides(found, inverter.renderer), strict=True):
         tiles[f"turned by {degrees:.0f} degrees"] = side[None]
     return captioned(tiles)
 
 
-def sides(found: Estimate, inverter: Inverter) -> Float[Tensor, "K 3 H W"]:
-    """The object turned about its own up axis, on white, all of it in the picture."""
+def sides(found: Estimate, renderer: Renderer) -> Float[Tensor, "K 3 H W"]:
+    """The object turned about its own up axis, on white, as large as it fits; what floats beside it may be cut off."""
     scene = found.scene.centered().repeat(len(TURNS))
     camera = viewpoints.orbit(found.camera, torch.tensor(TURNS))
     reach = camera.project(outermost(scene))[..., :2].abs().max()
-    image = inverter.renderer(scene, replace(camera, scale=FILL * camera.scale / reach))
+    image = renderer(scene, replace(camera, scale=FILL * camera.scale / reach))
     return image.over(1.0).cpu()
 
 
@@ -351,7 +360,8 @@ def outermost(scene: Any) -> Float[Tensor, "B P 3"]:
     if not isinstance(scene, RadianceField):
         return scene.vertices
     try:
-        points, _ = field_export.surface(field_export.grid_distances(scene[0], NODES), scene.half_side, "")
+        surface = field_export.surface(field_export.grid_distances(scene[0], NODES), scene.half_side, "")
+        points, _ = field_export.largest_piece(*surface)
     except field_export.NoSurface:
         points = scene.half_side * np.array(list(product((-1, 1), repeat=3)))
     return torch.from_numpy(points).to(scene.planes).expand(len(scene), -1, -1)

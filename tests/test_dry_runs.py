@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -303,12 +305,22 @@ def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds
     assert all(trimesh.load(model, force="mesh").faces.shape == (960, 3) for model in models)
 
 
-def test_the_demo_leaves_meshes_pictures_and_numbers(prior, tmp_path, monkeypatch):
+def test_the_demo_puts_both_methods_on_one_page(prior, tmp_path, monkeypatch):
     folder = tmp_path / "demo"
-    run("demo", [f"run.dir={folder}", "run.device=cpu", "count=2", *search(prior)], monkeypatch)
-    assert len(list((folder / "meshes").glob("*.glb"))) == 2
-    assert (folder / "images" / "reconstructions.png").is_file()
-    assert json.loads((folder / "result.json").read_text())["count"] == 2
+    searches = {"meshinv": search(prior), "nerfinv": ["inverter.stages.steps=2", "inverter.snapshots=[0]"]}
+    brief = ["count=2", "tile=32", "resolution=24"]
+    brief += [f"methods.{name}.overrides=[{','.join(map(repr, how))}]" for name, how in searches.items()]
+    run("demo", [f"run.dir={folder}", "run.device=cpu", *brief], monkeypatch)
+    for method in ("meshinv", "nerfinv"):
+        assert len(list((folder / method / "meshes").glob("*.glb"))) == 2
+        assert (folder / method / "images" / "reconstructions.png").is_file()
+        assert json.loads((folder / method / "result.json").read_text())["count"] == 2
+    assert Image.open(folder / "side_by_side.png").size == (6 * 32, 4 * 32)
+    named = re.findall(r'(?:src|href)="([^"]+)"', (folder / "index.html").read_text())
+    assert len(named) == 8
+    assert all((folder / unquote(path)).is_file() for path in named)
+    numbers = json.loads((folder / "result.json").read_text())["methods"]
+    assert all(0 < of["IoU"] <= 1 for of in numbers.values()), numbers
 
 
 def test_a_published_network_is_the_trained_one_and_says_where_it_comes_from(pseudo_truth, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from invkit.records import RecordStore, Trace
 from invkit.types import Estimate, Guess, Rendering
 from invkit.viewpoints import Frame
 from nerfinv import export
-from nerfinv.export import NoSurface, grid_distances, model, models, surface
+from nerfinv.export import NoSurface, grid_distances, largest_piece, model, models, surface
 from nerfinv.field import RadianceField
 from nerfinv.generator.generator import Generator
 from nerfinv.prior import FieldPrior
@@ -143,6 +143,21 @@ def test_an_object_that_reaches_out_of_the_box_is_cut_off_and_closed():
     wall = shape.vertices[:, 0] > 1
     inner = wall & (np.linalg.norm(shape.vertices[:, 1:], axis=1) < 0.5)
     np.testing.assert_allclose(shape.vertex_normals[inner], np.broadcast_to([1.0, 0, 0], (inner.sum(), 3)), atol=1e-3)
+
+
+def test_the_largest_piece_is_the_object_without_what_floats_beside_it():
+    nodes = torch.stack(torch.meshgrid(*[torch.linspace(-1, 1, 48)] * 3, indexing="ij"), dim=-1)
+    body = (nodes - torch.tensor([0.3, 0.2, 0.0])).norm(dim=-1) - 0.4
+    speck = (nodes - torch.tensor([-0.7, 0.0, 0.5])).norm(dim=-1) - 0.15
+    both, alone = surface(torch.minimum(body, speck), 1.0, "both"), surface(body, 1.0, "alone")
+    assert len(both[0]) > len(alone[0])
+    kept = trimesh.Trimesh(*largest_piece(*both), process=False)
+    assert kept.is_watertight
+    assert len(kept.split()) == 1
+    assert kept.volume == pytest.approx(trimesh.Trimesh(*alone, process=False).volume)
+    assert np.array_equal(kept.bounds, trimesh.Trimesh(*alone, process=False).bounds)
+    for mine, whole in zip(largest_piece(*alone), alone, strict=True):
+        assert np.array_equal(mine, whole)
 
 
 def test_a_field_without_a_surface_is_named():
