@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invkit.precision import widened
+
 
 def scaled_channels(channels: int, width: float) -> int:
     """`channels` times `width`, rounded to a multiple of 8 and at least 8."""
@@ -201,7 +203,7 @@ class BatchNorm(nn.Module):
     def _forward_jointly(self, values: Float[Tensor, "B C *P"]) -> Float[Tensor, "B C *P"]:
         channels = values.shape[1]
         axes = [axis for axis in range(values.ndim) if axis != 1]
-        exact = values.float() if values.dtype.itemsize < 4 else values
+        exact = widened(values)
         local_var, local_mean = torch.var_mean(exact, axes, correction=0)
         # In float64 the moments of the ranks can be merged by plain sums without loss.
         mean, var = local_mean.double(), local_var.double()

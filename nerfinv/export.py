@@ -18,6 +18,7 @@ from torch import Tensor
 
 from invkit.export import y_up
 from invkit.images import to_uint8
+from invkit.precision import widened
 from nerfinv.field import RadianceField
 
 STRIDE = 4
@@ -174,7 +175,7 @@ class _Nodes:
 
     def __init__(self, field: RadianceField, resolution: int) -> None:
         self.field, self.resolution = field, resolution
-        planes = field.planes[0].float() if field.planes.dtype.itemsize < 4 else field.planes[0]
+        planes = widened(field.planes[0])
         planes = F.interpolate(planes, size=(resolution, resolution), mode="bilinear", align_corners=True)
         # Rows of a plane are its second coordinate; here the first comes first.
         self.tables = [plane.permute(2, 1, 0).reshape(resolution**2, -1) / 3 for plane in planes]

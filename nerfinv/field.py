@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from invkit.batch import Batch
+from invkit.precision import widened
 from nerfinv import planes as triplanes
 
 MIN_DENSITY_PARAMETER = 1e-3
@@ -124,30 +125,18 @@ class RadianceField(Batch):
         """The same shapes and regions in other colors."""
         return replace(self, palette=palette)
 
-    def table(self) -> Float[Tensor, "V C"]:
-        """The planes as `features` reads them; made once for many calls. Half precision is widened: distances near the
-        surface need all digits."""
-        return triplanes.table_of(self.planes.float() if self.planes.dtype.itemsize < 4 else self.planes)
-
-    def features(
-        self, table: Float[Tensor, "V C"], points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]
-    ) -> Float[Tensor, "P C"]:
-        """What the planes hold at points of the images named; the mean over the three planes."""
-        weight, corners = triplanes.locate(points / self.half_side, image, self.planes.shape[-1])
-        return triplanes.lookup(table, weight, corners)
+    def opened(self) -> "OpenField":
+        """The scenes for many lookups: their planes are put in order once. Half precision is widened: distances near
+        the surface need all digits."""
+        return OpenField(self, triplanes.table_of(widened(self.planes)))
 
     def inside(self, points: Float[Tensor, "*P 3"]) -> Bool[Tensor, "*P"]:
         """Whether points lie in the box."""
         return points.detach().abs().amax(dim=-1) <= self.half_side
 
-    def _features(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "P C"]:
-        images, count, _ = points.shape
-        image = torch.arange(images, device=points.device).repeat_interleave(count)
-        return self.features(self.table(), points.flatten(0, 1), image)
-
     def value(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
         """Signed distance to the surface, negative inside (or the raw density); differentiable any number of times."""
-        return self.decoder.value(self._features(points)).view(points.shape[:2])
+        return self.opened().value(*_one_after_another(points)).view(points.shape[:2])
 
     def sigma(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N"]:
         """Density per object unit; 0 outside the box."""
@@ -155,10 +144,7 @@ class RadianceField(Batch):
 
     def normals(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 3"]:
         """Unit gradient of the signed distance, without gradient itself."""
-        with torch.enable_grad():
-            free = points.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.value(free).sum(), free)
-        return F.normalize(gradient, dim=-1)
+        return self.opened().normals(*_one_after_another(points)).view(points.shape)
 
     def attributes(
         self, points: Float[Tensor, "B N 3"], directions: Float[Tensor, "B N 3"] | None = None
@@ -168,7 +154,7 @@ class RadianceField(Batch):
         Raises:
             ValueError: colors depend on the view and no directions are given.
         """
-        _, found = self.decoder(self._features(points))
+        _, found = self.opened().decoded(*_one_after_another(points))
         if self.view_head is not None:
             if directions is None:
                 raise ValueError("colors of this field depend on the viewing direction: give directions")
@@ -198,3 +184,48 @@ class RadianceField(Batch):
         if self.palette is None:
             return wide_sigmoid(self.attributes(points, directions))
         return self.shares(points, directions) @ self.palette
+
+
+@dataclass(frozen=True)
+class OpenField:
+    """Scenes that are asked for points in any order, each of the scene that its number names.
+
+    Args:
+        table: the planes as they are looked up.
+    """
+
+    field: RadianceField
+    table: Float[Tensor, "V C"]
+
+    def _features(self, points: Float[Tensor, "P 3"], scene: Int[Tensor, "P"]) -> Float[Tensor, "P C"]:
+        """What the planes hold, the mean over the three."""
+        weight, corners = triplanes.locate(points / self.field.half_side, scene, self.field.planes.shape[-1])
+        return triplanes.lookup(self.table, weight, corners)
+
+    def value(self, points: Float[Tensor, "P 3"], scene: Int[Tensor, "P"]) -> Float[Tensor, "P"]:
+        """Signed distance or raw density, as `RadianceField.value`."""
+        return self.field.decoder.value(self._features(points, scene))
+
+    def decoded(
+        self, points: Float[Tensor, "P 3"], scene: Int[Tensor, "P"]
+    ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+        """Signed distance or raw density, and attributes, before any view head."""
+        return self.field.decoder(self._features(points, scene))
+
+    def sigma(self, points: Float[Tensor, "P 3"], value: Float[Tensor, "P"]) -> Float[Tensor, "P"]:
+        """Density per object unit where the value is that; 0 outside the box."""
+        return self.field.density(value) * self.field.inside(points)
+
+    def normals(self, points: Float[Tensor, "P 3"], scene: Int[Tensor, "P"]) -> Float[Tensor, "P 3"]:
+        """Unit gradient of the signed distance, object axes, without gradient itself."""
+        constant = replace(self, table=self.table.detach())
+        with torch.enable_grad():
+            free = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(constant.value(free, scene).sum(), free)
+        return F.normalize(gradient, dim=-1)
+
+
+def _one_after_another(points: Float[Tensor, "B N 3"]) -> tuple[Float[Tensor, "P 3"], Int[Tensor, "P"]]:
+    """The points of all scenes, and the scene of each."""
+    scene = torch.arange(len(points), device=points.device).repeat_interleave(points.shape[1])
+    return points.flatten(0, 1), scene

@@ -19,7 +19,8 @@ def solid(field: RadianceField, frame: Frame, grid: Grid) -> Bool[Tensor, "B X Y
 
     Inside is where the signed distance is negative (or a raw density makes more than half occupied), in the box.
     """
-    table = field.table()
+    opened = field.opened()
+    table = opened.table
     step = (grid.high - grid.low) / grid.size
     axis = grid.low + (torch.arange(grid.size, dtype=table.dtype, device=table.device) + 0.5) * step
     centers = torch.cartesian_prod(axis, axis, axis)
@@ -31,6 +32,6 @@ def solid(field: RadianceField, frame: Frame, grid: Grid) -> Bool[Tensor, "B X Y
         # Most of a grid is commonly outside the box, and nothing is decoded there.
         within = field.inside(points).nonzero().squeeze(1)
         for part in within.split(AT_ONCE):
-            value = field.decoder.value(field.features(table, points[part], torch.full_like(part, image)))
+            value = opened.value(points[part], torch.full_like(part, image))
             found[image, part] = field.density.occupancy(value) > 0.5
     return found.view(len(field), grid.size, grid.size, grid.size)

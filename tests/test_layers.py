@@ -16,7 +16,7 @@ PACKAGES = ("invkit", "meshinv", "nerfinv")
 # From the bottom up. A module imports from rows below its own; a package (features, data, ...) also from itself.
 # Modules of one row do not see each other.
 KIT = (
-    {"rotation"},
+    {"rotation", "precision"},
     {"batch"},
     {"camera"},
     {"types"},

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from invkit.precision import widened
+
 Scale = tuple[Float[Tensor, "B ..."], Float[Tensor, "B ..."] | None]
 
 
@@ -68,7 +70,7 @@ class Adversarial:
         total = 0.0
         for weight, (logits, mask) in zip(weights, scales, strict=True):
             # Under mixed precision the networks answer in half precision, which is too coarse to average in.
-            values = cost(logits.float() if logits.dtype.itemsize < 4 else logits)
+            values = cost(widened(logits))
             total = total + (weight * masked_mean(values, mask) if self.masked else masked_mean(values, None))
         return total / sum(weights)
 

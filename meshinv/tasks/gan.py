@@ -17,6 +17,7 @@ from invkit import dist
 from invkit.data.sampler import StepSampler, batches
 from invkit.images import grid
 from invkit.losses.adversarial import Adversarial, Scale, least_squares
+from invkit.precision import widened
 from invkit.train.ema import Ema
 from invkit.train.loop import Phase, Run, shared_rng
 from invkit.train.schedule import constant, every, except_every, ramp
@@ -186,7 +187,7 @@ class GanTask:
 
     def generate(self, latent: Float[Tensor, "B L"], label: Int[Tensor, "B"] | None) -> tuple[UVMaps, TexturedMesh]:
         """Maps and meshes, in float32 where the convolutions compute in less."""
-        maps = self.generator(latent, label).map(lambda part: part.float() if part.dtype.itemsize < 4 else part)
+        maps = self.generator(latent, label).map(widened)
         return maps, maps.mesh(self.template)
 
     def generator_loss(self, real: PseudoTruth, step: int) -> dict[str, Tensor]:

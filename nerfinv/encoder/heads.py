@@ -9,12 +9,8 @@ from torch import Tensor, nn
 
 from invkit import rotation
 from invkit.camera import Camera
+from invkit.precision import widened
 from nerfinv.encoder.segformer import STRIDE
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor, widened where autocast has made it narrower."""
-    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 class CanonicalHead(nn.Sequential):
@@ -35,7 +31,7 @@ class CanonicalHead(nn.Sequential):
     def forward(self, features: Float[Tensor, "B C h w"]) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 1 H W"]]:
         """Positions in object units, of a meaning in the foreground only, and the mask in [0, 1]."""
         pixels = F.interpolate(features, scale_factor=STRIDE, mode="bilinear", align_corners=False).relu_()
-        coords, mask = at_least_float32(super().forward(pixels)).split((3, 1), dim=1)
+        coords, mask = widened(super().forward(pixels)).split((3, 1), dim=1)
         return coords.contiguous(), mask.sigmoid().contiguous()
 
 
@@ -49,8 +45,8 @@ class PooledHead(nn.Module):
         self.fc2 = nn.Linear(hidden, out_dim)
 
     def forward(self, features: Float[Tensor, "B C h w"]) -> Float[Tensor, "B D"]:
-        pooled = at_least_float32(self.conv(features.relu()).relu()).mean(dim=(2, 3))
-        return at_least_float32(self.fc2(self.fc1(pooled).relu()))
+        pooled = widened(self.conv(features.relu()).relu()).mean(dim=(2, 3))
+        return widened(self.fc2(self.fc1(pooled).relu()))
 
 
 class LatentHead(PooledHead):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from invkit import rotation
 from invkit.camera import Camera
 from invkit.types import Rendering
-from nerfinv.field import RadianceField, wide_sigmoid
+from nerfinv.field import OpenField, RadianceField, wide_sigmoid
 from nerfinv.renderers.rays import Bundle, bundle, important, stratified, weights_of
 
 OPAQUE = 1e-6
@@ -33,6 +33,19 @@ BLOCKS = 4
 
 AT_ONCE = 32768
 """Points decoded at once without gradient: few enough for the cache of a CPU, enough to keep a GPU busy."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rays that are rendered at once, and what they meet.
+
+    Args:
+        image: of each ray, which of the scenes.
+    """
+
+    opened: OpenField
+    rays: Bundle
+    image: Int[Tensor, "N"]
 
 
 @dataclass(frozen=True)
@@ -108,10 +121,10 @@ class VolumeRenderer:
             raise ValueError("this field has no palette, so there are no shares of its colors to render")
         rays, hit = bundle(camera, self.size, scene.half_side, self.offset, from_camera=self.from_camera)
         chosen = hit.nonzero().squeeze(1)
-        table = scene.table()
+        opened = scene.opened()
         at_once = max(self.max_points // (self.coarse + self.fine), 1)
         parts = [
-            self._pixels(scene, table, camera, rays[rows], rows // self.size**2, extras)
+            self._pixels(_Part(opened, rays[rows], rows // self.size**2), camera, extras)
             for rows in chosen.split(at_once)
         ]
         image = {name: self._image(len(camera), chosen, torch.cat([part[name] for part in parts])) for name in parts[0]}
@@ -122,20 +135,13 @@ class VolumeRenderer:
         flat = values.new_zeros(count * self.size**2, values.shape[1]).index_copy(0, pixels, values)
         return flat.view(count, self.size, self.size, -1).permute(0, 3, 1, 2)
 
-    def _pixels(
-        self,
-        scene: RadianceField,
-        table: Float[Tensor, "V C"],
-        camera: Camera,
-        rays: Bundle,
-        image: Int[Tensor, "N"],
-        extras: frozenset[str],
-    ) -> dict[str, Tensor]:
+    def _pixels(self, part: _Part, camera: Camera, extras: frozenset[str]) -> dict[str, Tensor]:
         """Colors (without background), opacity and extras of some rays, [N, C] each."""
+        scene, rays, image = part.opened.field, part.rays, part.image
         with torch.no_grad():
-            samples = self._sampled(scene, table, rays, image)
-        decode = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else self._decoded
-        sigma, look = decode(scene, table, rays, samples, image)
+            samples = self._sampled(part)
+        decode = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else _decoded
+        sigma, look = decode(part, samples)
         weights, _ = weights_of(samples.sigma.index_put((samples.ray, samples.number), sigma), samples.t)
         weight = samples.of(weights)[:, None]
 
@@ -156,23 +162,20 @@ class VolumeRenderer:
         if "coords" in extras:
             found["coords"] = composited(samples.points(rays))
         if "normals" in extras:
-            normals = self._normals(
-                scene, table.detach(), samples.points(rays).detach(), image.index_select(0, samples.ray)
-            )
+            normals = _normals(part.opened, samples.points(rays), image.index_select(0, samples.ray))
             seen = composited(normals, weight.detach())
             found["normals"] = rotation.rotate(camera.quat[image].detach(), seen[:, None]).squeeze(1)
         return found
 
-    def _sampled(
-        self, scene: RadianceField, table: Float[Tensor, "V C"], rays: Bundle, image: Int[Tensor, "N"]
-    ) -> _Samples:
+    def _sampled(self, part: _Part) -> _Samples:
         """Where samples lie, their densities, and which of them are seen."""
+        rays = part.rays
         t = stratified(rays.near, rays.far, self.coarse, self.random)
         sigma, spacing = torch.zeros_like(t), t.diff(dim=1)
         lit = torch.arange(len(t), device=t.device)
         for block in torch.arange(self.coarse).tensor_split(BLOCKS):
             columns = slice(int(block[0]), int(block[-1]) + 1)
-            sigma[lit, columns] = self._densities(scene, table, rays, image, lit, t[:, columns].index_select(0, lit))
+            sigma[lit, columns] = _densities(part, lit, t[:, columns].index_select(0, lit))
             passed = spacing[:, : columns.stop]
             optical = (sigma[:, : passed.shape[1]] * passed).sum(dim=1)
             lit = (optical < -math.log(OPAQUE)).nonzero().squeeze(1)
@@ -184,7 +187,7 @@ class VolumeRenderer:
             ray = place // self.fine
             extra = torch.zeros_like(more)
             chosen = more.flatten().index_select(0, place)[:, None]
-            extra.view(-1)[place] = self._densities(scene, table, rays, image, ray, chosen).squeeze(1)
+            extra.view(-1)[place] = _densities(part, ray, chosen).squeeze(1)
             t, order = torch.cat([t, more], dim=1).sort(dim=1)
             sigma = torch.cat([sigma, extra], dim=1).gather(1, order)
         weights, _ = weights_of(sigma, t)
@@ -193,72 +196,40 @@ class VolumeRenderer:
         seen.scatter_(1, order, ascending.cumsum(dim=1) > self.dropped)
         return _Samples(t, sigma, *seen.nonzero(as_tuple=True))
 
-    def _densities(
-        self,
-        scene: RadianceField,
-        table: Float[Tensor, "V C"],
-        rays: Bundle,
-        image: Int[Tensor, "N"],
-        chosen: Int[Tensor, "M"],
-        t: Float[Tensor, "M S"],
-    ) -> Float[Tensor, "M S"]:
-        """Densities at distances along the chosen rays; 0 outside the box."""
-        found = [t.new_zeros(0)]
-        samples = t.shape[1]
-        at_once = max(AT_ONCE // samples, 1)
-        for ray, places in zip(chosen.split(at_once), t.split(at_once), strict=True):
-            origins, directions = rays.origins.index_select(0, ray), rays.directions.index_select(0, ray)
-            points = torch.addcmul(origins[:, None], directions[:, None], places[..., None]).view(-1, 3)
-            which = image.index_select(0, ray)
-            value = scene.decoder.value(
-                scene.features(table, points, which if samples == 1 else which.repeat_interleave(samples))
-            )
-            found.append(scene.density(value) * scene.inside(points))
-        return torch.cat(found).view(t.shape)
-
-    def _decoded(
-        self,
-        scene: RadianceField,
-        table: Float[Tensor, "V C"],
-        rays: Bundle,
-        samples: _Samples,
-        image: Int[Tensor, "N"],
-    ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
-        """Density of the samples that are seen, and their shares of the palette, or colors where there is none."""
-        points = samples.points(rays)
-        value, look = scene.decoder(scene.features(table, points, image.index_select(0, samples.ray)))
-        if scene.view_head is not None:
-            look = scene.view_head(scene.view_head.embed(rays.directions).index_select(0, samples.ray), look)
-        sigma = scene.density(value) * scene.inside(points)
-        return sigma, wide_sigmoid(look) if scene.palette is None else look.softmax(dim=-1)
-
-    def _checkpointed(
-        self,
-        scene: RadianceField,
-        table: Float[Tensor, "V C"],
-        rays: Bundle,
-        samples: _Samples,
-        image: Int[Tensor, "N"],
-    ) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+    def _checkpointed(self, part: _Part, samples: _Samples) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
         """`_decoded` in parts of `AT_ONCE` samples, each decoded again when its gradient is due."""
         parts = [
-            checkpoint(
-                self._decoded, scene, table, rays, replace(samples, ray=ray, number=number), image, use_reentrant=False
-            )
+            checkpoint(_decoded, part, replace(samples, ray=ray, number=number), use_reentrant=False)
             for ray, number in zip(samples.ray.split(AT_ONCE), samples.number.split(AT_ONCE), strict=True)
         ]
         sigma, look = zip(*parts, strict=True)
         return torch.cat(sigma), torch.cat(look)
 
-    def _normals(
-        self, scene: RadianceField, table: Float[Tensor, "V C"], points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]
-    ) -> Float[Tensor, "P 3"]:
-        """Unit gradients of the signed distance, object axes."""
-        found = [points.new_zeros(0, 3)]
-        for part, which in zip(points.split(AT_ONCE), image.split(AT_ONCE), strict=True):
-            with torch.enable_grad():
-                free = part.detach().requires_grad_()
-                value = scene.decoder.value(scene.features(table, free, which))
-                (gradient,) = torch.autograd.grad(value.sum(), free)
-            found.append(torch.nn.functional.normalize(gradient, dim=-1))
-        return torch.cat(found)
+
+def _densities(part: _Part, chosen: Int[Tensor, "M"], t: Float[Tensor, "M S"]) -> Float[Tensor, "M S"]:
+    """Densities at distances along the chosen rays; 0 outside the box."""
+    found = [t.new_zeros(0)]
+    samples = t.shape[1]
+    at_once = max(AT_ONCE // samples, 1)
+    for ray, places in zip(chosen.split(at_once), t.split(at_once), strict=True):
+        origins, directions = part.rays.origins.index_select(0, ray), part.rays.directions.index_select(0, ray)
+        points = torch.addcmul(origins[:, None], directions[:, None], places[..., None]).view(-1, 3)
+        which = part.image.index_select(0, ray)
+        value = part.opened.value(points, which if samples == 1 else which.repeat_interleave(samples))
+        found.append(part.opened.sigma(points, value))
+    return torch.cat(found).view(t.shape)
+
+
+def _decoded(part: _Part, samples: _Samples) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+    """Density of the samples that are seen, and their shares of the palette, or colors where there is none."""
+    scene, points = part.opened.field, samples.points(part.rays)
+    value, look = part.opened.decoded(points, part.image.index_select(0, samples.ray))
+    if scene.view_head is not None:
+        look = scene.view_head(scene.view_head.embed(part.rays.directions).index_select(0, samples.ray), look)
+    return part.opened.sigma(points, value), wide_sigmoid(look) if scene.palette is None else look.softmax(dim=-1)
+
+
+def _normals(opened: OpenField, points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]) -> Float[Tensor, "P 3"]:
+    """Unit gradients of the signed distance, object axes, a part of the points at once."""
+    parts = zip(points.split(AT_ONCE), image.split(AT_ONCE), strict=True)
+    return torch.cat([points.new_zeros(0, 3), *(opened.normals(*part) for part in parts)])

@@ -24,6 +24,7 @@ from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
 from invkit.images import composite, grid
+from invkit.precision import widened
 from invkit.train.ada import Ada
 from invkit.train.ema import Ema
 from invkit.train.loop import Phase, Run, shared_rng
@@ -304,7 +305,7 @@ class GanTask:
         style = self.generator.style(shots.latent, shots.label)
         styles = style[:, None].expand(-1, self.generator.num_styles, -1)
         with self.half_precision(style.device):
-            field = self.generator(styles).map(_widened)
+            field = self.generator(styles).map(widened)
         camera = self.moved(shots.camera, shots.moves)
         return styles, field, self.rendered(field, camera, step), camera
 
@@ -314,7 +315,7 @@ class GanTask:
         """Logits. The discriminator is told where the object's center lands, principal point and all."""
         pose = pose_vector(replace(camera, center=torch.zeros_like(camera.center)), opengl_axes=self.opengl_axes)
         with self.half_precision(image.device):
-            return _widened(self.discriminator(image, pose, label))
+            return widened(self.discriminator(image, pose, label))
 
     def seen(self, rgb: Float[Tensor, "B 3 H W"], mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B C H W"]:
         """What the discriminator sees of an image: its colors and, where it has four channels, the silhouette."""
@@ -444,10 +445,6 @@ def _ramped(step: int, steps: int) -> float:
 
 def _enlarged(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     return F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize < 4 else tensor
 
 
 def _some(chosen: Bool[Tensor, "B"], changed: Record, unchanged: Record) -> Record:
