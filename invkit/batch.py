@@ -48,6 +48,11 @@ class Batch:
         """Every image `count` times in a row: 0, 0, 1, 1, ..."""
         return self.map(lambda t: t.repeat_interleave(count, dim=0))
 
+    def where(self: Record, chosen: Tensor, other: Record) -> Record:
+        """These images where `chosen` ([B], boolean), those of `other` elsewhere."""
+        index = torch.arange(len(chosen), device=chosen.device)
+        return type(self).cat([self, other])[torch.where(chosen, index, index + len(chosen))]
+
     @classmethod
     def cat(cls: type[Record], parts: Sequence[Record]) -> Record:
         """The parts one after another; a field must be given in all of them or in none.

@@ -85,7 +85,7 @@ def focals_of(data: ImageSet, most: int | None = None) -> tuple[float, ...] | No
         most: so many cameras are looked at, spread over the set; None is all. One is enough where all are alike.
     """
     count = len(data) if most is None else min(most, len(data))
-    return candidates_of(Camera.cat([data.camera(index * len(data) // count) for index in range(count)]))
+    return candidates_of(data.cameras([index * len(data) // count for index in range(count)]))
 
 
 def candidates_of(camera: Camera) -> tuple[float, ...] | None:

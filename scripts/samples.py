@@ -74,7 +74,7 @@ def view(cfg: DictConfig) -> Camera:
         scale, inv_focal = map(float, cfg.camera)
         return seen_from(*place, scale=scale, inv_focal=inv_focal)
     data = instantiate_trusted(cfg.task.data)
-    return common(Camera.cat([data.camera(index) for index in range(len(data))]), *place)
+    return common(data.cameras(), *place)
 
 
 def interpolation(

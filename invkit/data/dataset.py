@@ -47,6 +47,14 @@ class ImageSet(ABC):
         """The camera of item `index`, as in the item; without its picture where that is cheaper."""
         return self[index].camera
 
+    def cameras(self, indices: Sequence[int] | None = None) -> Camera:
+        """The cameras of these items, in this order; of all items by default.
+
+        Raises:
+            ValueError: there are no items.
+        """
+        return Camera.cat([self.camera(index) for index in (range(len(self)) if indices is None else indices)])
+
     def batch(self, indices: Sequence[int]) -> Views:
         """These items as one batch, in this order."""
         return Views.cat([self[index] for index in indices])

@@ -237,8 +237,7 @@ class EncoderTask:
         self.generator.to(device)
         like = next(self.generator.parameters())
         camera, label = self._cameras(items)
-        both = Camera.cat([camera, camera.mirror()])
-        camera = both[torch.arange(len(items)) + len(items) * mirrored].to(device, dtype=like.dtype)
+        camera = camera.mirror().where(mirrored, camera).to(device, dtype=like.dtype)
         on_gpu = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=on_gpu), torch.autocast(device.type, enabled=False):
             torch.manual_seed(seed)

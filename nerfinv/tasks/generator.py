@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from invkit import dist
 from invkit.augment import Similarity, blurred, random_similarity
-from invkit.batch import Batch, Record
+from invkit.batch import Batch
 from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
@@ -233,7 +233,7 @@ class GanTask:
                 f"{self.data.guessed_cameras[0]}; radiance fields are trained under known cameras. Give them, or leave "
                 "these images out"
             )
-        return Camera.cat([self.data.camera(index) for index in range(len(self.data))])
+        return self.data.cameras()
 
     @cached_property
     def labels(self) -> Int[Tensor, "N"] | None:
@@ -256,7 +256,7 @@ class GanTask:
         mirrored, photograph_mirrored = torch.rand(2, self.batch_size, generator=rng) < chance
         moves, photograph_moves = (random_similarity(self.batch_size, rng, probability=probability) for _ in range(2))
         labels = None if self.labels is None else self.labels[chosen]
-        camera = _some(mirrored, self.cameras[chosen].mirror(), self.cameras[chosen])
+        camera = self.cameras[chosen].mirror().where(mirrored, self.cameras[chosen])
         drawn = Shots(latent, camera, labels, mirrored, moves, photograph_mirrored, photograph_moves)
         size = self.batch_size // dist.world_size()
         like = next(self.generator.parameters())
@@ -375,7 +375,7 @@ class GanTask:
         """The photographs as the discriminator is shown them, and their cameras: mirrored, moved, smoothed."""
         photographs = photographs.to(shots.latent.device, dtype=shots.latent.dtype)
         if self.mirror:
-            photographs = _some(shots.photograph_mirrored, photographs.mirror(), photographs)
+            photographs = photographs.mirror().where(shots.photograph_mirrored, photographs)
         behind = self.renderer.background
         image = self.seen(composite(photographs.rgb, photographs.mask, behind), photographs.mask)
         fill = image.new_tensor([behind, behind, behind, 0.0])[: image.shape[1], None, None]
@@ -445,9 +445,3 @@ def _ramped(step: int, steps: int) -> float:
 
 def _enlarged(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
     return F.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-
-
-def _some(chosen: Bool[Tensor, "B"], changed: Record, unchanged: Record) -> Record:
-    """The changed images where chosen, the unchanged ones elsewhere."""
-    index = torch.arange(len(chosen), device=chosen.device)
-    return type(unchanged).cat([changed, unchanged])[torch.where(chosen, index, index + len(chosen))]

@@ -36,6 +36,17 @@ def test_parts_and_whole_are_the_same(rng):
     assert torch.equal(views[-1].index, torch.tensor([3]))
 
 
+def test_where_takes_each_image_from_one_side_or_the_other(rng):
+    views, others = make_views(rng), make_views(rng)
+    chosen = torch.tensor([True, False, False, True])
+    mixed = views.where(chosen, others)
+    for name in ("rgb", "mask"):
+        assert torch.equal(
+            getattr(mixed, name), torch.where(chosen[:, None, None, None], getattr(views, name), getattr(others, name))
+        )
+    assert torch.equal(mixed.camera.quat, torch.where(chosen[:, None], views.camera.quat, others.camera.quat))
+
+
 def test_conversion_keeps_integers(rng):
     views = make_views(rng).to("cpu", dtype=torch.float64)
     assert views.rgb.dtype == views.camera.quat.dtype == torch.float64

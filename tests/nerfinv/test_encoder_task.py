@@ -34,7 +34,7 @@ class Sights(ImageSet):
         rng = torch.Generator().manual_seed(3)
         self.names = [f"sight_{index}" for index in range(ITEMS)]
         self.num_classes, self.size, self.reads = CLASSES, SIZE, 0
-        self.cameras = Camera(
+        self.of_all = Camera(
             rotation.random(ITEMS, rng),
             torch.empty(ITEMS).uniform_(0.5, 0.7, generator=rng),
             torch.empty(ITEMS, 2).uniform_(-0.2, 0.2, generator=rng),
@@ -45,7 +45,11 @@ class Sights(ImageSet):
         self.reads += 1
         nothing = torch.full((1, 4, SIZE, SIZE), math.nan)
         return Views(
-            nothing[:, :3], nothing[:, 3:], self.cameras[index], torch.tensor([index % CLASSES]), torch.tensor([index])
+            nothing[:, :3],
+            nothing[:, 3:],
+            self.of_all[index],
+            torch.tensor([index % CLASSES]),
+            torch.tensor([index]),
         )
 
 
@@ -150,7 +154,7 @@ def test_a_step_sums_the_means_of_the_terms():
 
 
 def test_both_signs_of_a_quaternion_are_one_pose(rng):
-    camera = Sights().cameras
+    camera = Sights().of_all
     other = Camera(-camera.quat, camera.scale, camera.shift, camera.inv_focal)
     assert not bootstrap.pose(other, camera).any()
     weak = Camera(camera.quat, camera.scale, camera.shift, torch.zeros(ITEMS))
@@ -226,8 +230,8 @@ def test_a_batch_is_what_its_latents_and_cameras_show():
     task = encoder_task(num_classes=CLASSES, mirror=False, random=False)
     truth = task.rendered(3, torch.device("cpu"))
     items = task.sampler.indices(3)
-    assert torch.equal(truth.camera.quat, task.data.cameras.quat[items])
-    assert torch.equal(truth.camera.inv_focal, task.data.cameras.inv_focal[items])
+    assert torch.equal(truth.camera.quat, task.data.of_all.quat[items])
+    assert torch.equal(truth.camera.inv_focal, task.data.of_all.inv_focal[items])
     latent = torch.randn(BATCH, 5, generator=shared_rng(0, 3))
     with torch.no_grad():
         style = task.generator.style(latent, torch.tensor(items) % CLASSES)
@@ -250,7 +254,7 @@ def test_half_of_the_cameras_are_mirrored():
     mirrored = []
     for number in range(20):
         found = task.rendered(number, torch.device("cpu")).camera
-        given = task.data.cameras[torch.tensor(task.sampler.indices(number))]
+        given = task.data.of_all[torch.tensor(task.sampler.indices(number))]
         is_flipped = (found.shift[:, 0] != given.shift[:, 0]).tolist()
         expected = Camera.cat([given[i].mirror() if flip else given[i] for i, flip in enumerate(is_flipped)])
         assert torch.equal(found.quat, expected.quat)
