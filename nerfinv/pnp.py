@@ -245,6 +245,8 @@ def _opencv(points: np.ndarray, pixels: np.ndarray, focal: float, **options: Any
         _, rotations, translations, errors = cv2.solvePnPGeneric(points, pixels, intrinsics, None, **options)
     except cv2.error:
         return None
+    if not rotations:
+        return None
     fits = [
         _Fit(cv2.Rodrigues(turn)[0], place.ravel(), focal, float(error.item()))
         for turn, place, error in zip(rotations, translations, np.reshape(errors, (-1, 1)), strict=True)

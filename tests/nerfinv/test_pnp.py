@@ -3,6 +3,7 @@
 import math
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -235,6 +236,21 @@ def test_points_in_a_plane_are_enough():
     assert fit.error < 1e-6
     quat = rotation.from_matrix(torch.from_numpy(fit.rotation)[None])
     assert float(rotation.angle(quat, camera.quat)) < 1e-3
+
+
+def test_points_of_which_opencv_finds_no_solution_have_another_method():
+    """Eight points of a half trained encoder's map, for which SQPnP neither raises nor answers."""
+    points = [
+        [-0.03, -0.32, 0.06], [-0.0, -0.09, 0.1], [-0.08, 0.27, 0.03], [-0.01, -0.23, 0.05],
+        [-0.02, 0.33, 0.03], [-0.07, 0.3, 0.05], [-0.04, 0.48, -0.04], [-0.13, 0.47, -0.05],
+    ]  # fmt: skip
+    pixels = [
+        [0.09, -0.2], [-0.16, -0.07], [0.01, 0.18], [0.09, -0.13],
+        [-0.32, 0.12], [-0.02, 0.2], [-0.35, 0.21], [-0.16, 0.38],
+    ]  # fmt: skip
+    fit = solve(_Problem(np.array(points), np.array(pixels), (1.025390625,), 1))
+    assert fit is not None
+    assert 0 < fit.error < 1
 
 
 def test_a_map_without_a_pose_spoils_no_other():
