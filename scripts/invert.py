@@ -10,6 +10,7 @@ a record that says why. result.json and images/reconstructions.png are made from
 import time
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from omegaconf import DictConfig
@@ -23,6 +24,9 @@ from invkit.invert import Inverter, invert_all
 from invkit.records import OK, RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Guess
+
+GOLDEN_RATIO = 0.6180339887498949
+"""Its multiples, modulo 1, are spread evenly however many there are."""
 
 
 @main(config_name="invert")
@@ -61,6 +65,9 @@ def released_sample(dataset: ImageSet, train: ImageSet) -> ImageSet:
 def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) -> ImageSet:
     """The named images, or `limit` of them spread evenly over the split, or all.
 
+    Of a set with several photographs of each object, the spread ones show different sides: they do not all lie at the
+    same place among those of their object.
+
     Raises:
         ValueError: the data set has no image of such a name.
     """
@@ -71,7 +78,14 @@ def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) ->
         return subset(dataset, [position[name] for name in names])
     if limit is None or limit >= len(dataset):
         return dataset
-    return subset(dataset, [index * len(dataset) // limit for index in range(limit)])
+    starts = [index * len(dataset) // limit for index in range(limit + 1)]
+    _, object_of = index_sets.split_of(dataset)
+    if object_of is None or len(set(object_of)) == len(object_of):
+        return subset(dataset, starts[:-1])
+    places = [index * GOLDEN_RATIO % 1 for index in range(limit)]
+    return subset(
+        dataset, [at + int(place * (end - at)) for (at, end), place in zip(pairwise(starts), places, strict=True)]
+    )
 
 
 def summary(result: dict) -> str:

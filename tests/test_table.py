@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from invkit import checkpoint
 from invkit.camera import Camera
+from invkit.data.srn import Srn
 from invkit.data.synthetic import write_birds
 from invkit.objective import Objective, WeightedTerm
 from invkit.records import RecordStore
@@ -276,3 +277,28 @@ def test_two_processes_share_every_row(world, made, tmp_path):
     together, alone = (content(folder)["rows"]["chamfer_l1"]["ours"] for folder in (tmp_path / "table", made))
     assert together["IoU"] == pytest.approx(alone["IoU"], abs=2e-3)
     assert "vgg19" in content(tmp_path / "table")["rows"]["chamfer_chamfer"]["missing"]["IoU"]
+
+
+# ---- Which images are searched ---------------------------------------------------------------------------------------
+
+
+class Turntable(Srn):
+    """Names alone: so many photographs of each object."""
+
+    def __init__(self, objects: int, views: int) -> None:
+        self.names = [f"{number}/{view}" for number in range(objects) for view in range(views)]
+        self.object_of = [number for number in range(objects) for _ in range(views)]
+        self.num_classes, self.size = 0, 8
+
+
+def test_a_limit_takes_different_sides_of_different_objects(script):
+    few = script.chosen(Turntable(24, 24), None, 24).names
+    assert [name.split("/")[0] for name in few] == [str(number) for number in range(24)]
+    views = [int(name.split("/")[1]) for name in few]
+    assert len(set(views)) >= 16
+    assert max(views) - min(views) > 20
+    for limit in (1, 7, 100, 575):
+        names = script.chosen(Turntable(24, 24), None, limit).names
+        assert len(set(names)) == limit
+    one_each = script.chosen(Turntable(100, 1), None, 10).names
+    assert one_each == [f"{number}/0" for number in range(0, 100, 10)]
