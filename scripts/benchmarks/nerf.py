@@ -222,13 +222,13 @@ class RandomViews(ImageSet):
         self.names, self.size = [str(index) for index in range(count)], size
         rng = torch.Generator().manual_seed(0)
         self.rgb = torch.rand(count, 3, size, size, generator=rng) * 2 - 1
-        self.cameras = Camera(
+        self.of_all = Camera(
             rotation.random(count, rng), torch.full((count,), 0.7), torch.zeros(count, 2), torch.full((count,), 0.35)
         )
 
     def __getitem__(self, index: int) -> Views:
         rgb = self.rgb[index : index + 1]
-        return Views(rgb, torch.ones_like(rgb[:, :1]), self.cameras[index], None, torch.tensor([index]))
+        return Views(rgb, torch.ones_like(rgb[:, :1]), self.of_all[index], None, torch.tensor([index]))
 
 
 def training(case: dict) -> Case:
