@@ -1,7 +1,7 @@
 """Tables of results beside published ones: text, Markdown, LaTeX, HTML, and what the order of their rows says."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -102,9 +102,7 @@ class Table:
         """A tabular for the package booktabs; the best of ours in each column is bold. The notes are comments."""
         heading = self._heading()
         form = "l" * len(self.labels) + "r" * (len(heading) - len(self.labels))
-        bold = "\0{}\1"  # stands for the command until all else is escaped
-        rows = [[_tex(cell).replace("\0", r"\textbf{").replace("\1", "}") for cell in row] for row in self._cells(bold)]
-        lines = [[_tex(cell) for cell in heading], *rows]
+        lines = [[_tex(cell) for cell in heading], *self._escaped(_tex, r"\textbf{", "}")]
         first, *rest = [" & ".join(line) + r" \\" for line in lines]
         notes = [f"% {note}" for note in (self.title, *self.notes)]
         body = [rf"\begin{{tabular}}{{{form}}}", r"\toprule", first, r"\midrule", *rest, r"\bottomrule"]
@@ -116,8 +114,7 @@ class Table:
         def line(cells: Sequence[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
-        bold = "\0{}\1"  # stands for the tags until all else is escaped
-        rows = [[escape(cell).replace("\0", "<b>").replace("\1", "</b>") for cell in row] for row in self._cells(bold)]
+        rows = self._escaped(escape, "<b>", "</b>")
         notes = [f"<p>{'<br>'.join(map(escape, self.notes))}</p>"] if self.notes else []
         heading = line([escape(cell) for cell in self._heading()], "th")
         return "\n".join(["<table>", heading, *(line(row, "td") for row in rows), "</table>", *notes]) + "\n"
@@ -149,6 +146,11 @@ class Table:
                     known = ours is not None and paper is not None
                     cells.append(f"{ours - paper:+.{column.digits}f}" if known else ABSENT)
             yield cells
+
+    def _escaped(self, escape: Callable[[str], str], begin: str, end: str) -> list[list[str]]:
+        """`_cells` in another language, the best between what makes it bold there."""
+        bold = "\0{}\1"  # stands for that until all else is escaped
+        return [[escape(cell).replace("\0", begin).replace("\1", end) for cell in row] for row in self._cells(bold)]
 
     def _is_published(self, column: Column) -> bool:
         return any(column.name in row.paper for row in self.rows)

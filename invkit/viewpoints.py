@@ -260,8 +260,7 @@ class SameObject(Others):
         Raises:
             ValueError: the data set has a single photograph of each object.
         """
-        _, object_of = index_sets.split_of(dataset)
-        if object_of is None or len(set(object_of)) == len(object_of):
+        if not index_sets.has_other_sides(dataset):
             raise ValueError("the data set has a single photograph of each object, so none of its other sides")
         return super().partners(dataset, train)
 

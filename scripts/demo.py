@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 from evaluate import evaluate
-from export import beside, export
+from export import beside, export, stem_of
 from hydra import compose
 from invert import invert
 from jaxtyping import Float
 from omegaconf import DictConfig
 from reconstruct import sides
-from table import measured
+from table import columns_of, measured
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet
@@ -49,14 +49,17 @@ class Outcome:
 
     Args:
         folder: of its run, below that of the demo.
-        row: its numbers.
+        row: its name and numbers.
         pictures: photograph -> it, cut out; its reconstruction from the same side and from four others, on white.
     """
 
-    title: str
     folder: Path
     row: Row
     pictures: Mapping[str, Float[Tensor, "K 3 T T"]]
+
+    @property
+    def title(self) -> str:
+        return self.row.labels[0]
 
 
 @main(config_name="demo")
@@ -66,9 +69,7 @@ def demo(cfg: DictConfig) -> None:
         # The seed differs from that of the training birds, so these are birds the priors have never seen.
         write_birds(birds, train=2, val=2, test=cfg.count, seed=cfg.birds_seed, novel_views=0)
         outcomes = [made(name, method, birds, run) for name, method in run.config["methods"].items()]
-        columns = [
-            Column(name, column["digits"], column["higher_is_better"]) for name, column in run.config["columns"].items()
-        ]
+        columns = columns_of(run.config["columns"])
         table = Table(
             "Photographs of birds to 3D models",
             labels=["method", "given"],
@@ -95,7 +96,7 @@ def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome
     evaluate(compose("evaluate", [*same, f"inversion={folder}", f"protocols=[{','.join(protocols)}]"]))
     row, _ = measured(Row([method["title"], method["given"]]), folder, run.config["columns"])
     row = replace(row, ours={**row.ours, "seconds per image": seconds})
-    return Outcome(method["title"], folder, row, pictures(cfg, folder, run))
+    return Outcome(folder, row, pictures(cfg, folder, run))
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ def lay_out(outcomes: Sequence[Outcome], table: Table, folder: Path) -> None:
             sheet.append(shown)
             path = Path("pictures") / f"{number:03d}_{outcome.folder.name}.png"
             write_png(folder / path, grid(shown, columns=len(shown)))
-            model = beside(Path(outcome.folder.name) / "meshes" / RecordStore("").path(name).stem, ".glb")
+            model = beside(stem_of(name, Path(outcome.folder.name) / "meshes"), ".glb")
             links = {"GLB": str(model)} if (folder / model).is_file() else {}
             figures[name].append(Figure(str(path), name, links))
     if sheet:

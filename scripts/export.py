@@ -10,9 +10,11 @@ passed over and named.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from trimesh import Trimesh
 
 from invkit.export import turntable, write_gif, write_glb, write_mp4, write_ply
 from invkit.records import RecordStore
@@ -40,7 +42,7 @@ def export(cfg: DictConfig) -> None:
             if record.found is None:
                 run.log.message(f"{name}: nothing to export: {record.status}")
                 continue
-            path = run.dir / store.path(name).stem
+            path = stem_of(name, run.dir)
             found = record.found.to(run.device)
             with torch.no_grad():
                 scene = prior.decode(found.latent, found.label)
@@ -51,11 +53,7 @@ def export(cfg: DictConfig) -> None:
                 raise ValueError("ply=true: textured meshes have no vertex colors; obj=true writes their texture")
             if cfg.glb or cfg.obj or cfg.ply:
                 try:
-                    (model,) = (
-                        field_export.models(scene, [name], cfg.resolution, largest=cfg.largest)
-                        if is_field
-                        else models(scene)
-                    )
+                    model = model_of(scene, name, cfg.resolution, cfg.largest)
                 except field_export.NoSurface as error:
                     run.log.message(f"nothing to export: {error}")
                     continue
@@ -70,6 +68,25 @@ def export(cfg: DictConfig) -> None:
                 write_gif(beside(path, ".gif"), frames)
                 if cfg.mp4:
                     write_mp4(beside(path, ".mp4"), frames)
+
+
+def model_of(scene: Any, name: str, resolution: int, largest: bool) -> Trimesh:
+    """The only scene of a batch, of either method, as a file has it.
+
+    Args:
+        resolution, largest: of radiance fields, see `nerfinv.export.models`.
+
+    Raises:
+        NoSurface: it is nowhere solid.
+    """
+    is_field = isinstance(scene, RadianceField)
+    (model,) = field_export.models(scene, [name], resolution, largest=largest) if is_field else models(scene)
+    return model
+
+
+def stem_of(name: str, folder: Path) -> Path:
+    """Where the files of an image are, but for their suffixes: named after its record."""
+    return folder / RecordStore(folder).path(name).stem
 
 
 def beside(path: Path, suffix: str) -> Path:

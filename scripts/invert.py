@@ -79,8 +79,7 @@ def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) ->
     if limit is None or limit >= len(dataset):
         return dataset
     starts = [index * len(dataset) // limit for index in range(limit + 1)]
-    _, object_of = index_sets.split_of(dataset)
-    if object_of is None or len(set(object_of)) == len(object_of):
+    if not index_sets.has_other_sides(dataset):
         return subset(dataset, starts[:-1])
     places = [index * GOLDEN_RATIO % 1 for index in range(limit)]
     return subset(

@@ -32,11 +32,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from export import model_of
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from trimesh import Trimesh
 
 from invkit import viewpoints
 from invkit.camera import Camera
@@ -54,7 +54,6 @@ from invkit.protocols import Renderer
 from invkit.records import OK, RecordStore
 from invkit.run import Run, instantiate_trusted, main
 from invkit.types import Estimate, Views
-from meshinv.export import models
 from nerfinv import export as field_export
 from nerfinv.field import RadianceField
 from nerfinv.init import EncoderInit
@@ -218,7 +217,7 @@ def reconstructed(
     folder: Path,
     store: RecordStore,
     resolution: int,
-    largest: bool = False,
+    largest: bool,
 ) -> dict[str, Any]:
     """What result.json says of a photograph; mesh, panel and record are written.
 
@@ -266,17 +265,6 @@ def reconstructed(
         "mesh": None if why_none else str(mesh),
         "why_no_mesh": why_none,
     }
-
-
-def model_of(scene: Any, name: str, resolution: int, largest: bool) -> Trimesh:
-    """The only scene of a batch, of either method, as a file has it.
-
-    Raises:
-        NoSurface: it is nowhere solid.
-    """
-    is_field = isinstance(scene, RadianceField)
-    (model,) = field_export.models(scene, [name], resolution, largest=largest) if is_field else models(scene)
-    return model
 
 
 def in_photograph(camera: Camera, folder: Path) -> list[float]:

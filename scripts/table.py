@@ -190,15 +190,18 @@ def numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, float(value)
 
 
+def columns_of(columns: Mapping[str, Any]) -> list[Column]:
+    """Columns as configurations describe them, by name."""
+    return [Column(name, column["digits"], column["higher_is_better"]) for name, column in columns.items()]
+
+
 def table_of(wanted: Mapping[str, Any], rows: Rows) -> Table:
     """The table, with notes on what is missing and on the order of the rows."""
     shown = [row for row, _ in rows.values()]
     if wanted["columns"] is None:
         columns = [Column(name, 4) for name in dict.fromkeys(name for row in shown for name in row.ours)]
     else:
-        columns = [
-            Column(name, column["digits"], column["higher_is_better"]) for name, column in wanted["columns"].items()
-        ]
+        columns = columns_of(wanted["columns"])
     made = Table(wanted["title"], wanted["labels"], columns, shown, wanted["comparable"])
     published = any(row.paper for row in shown)
     notes = [f"paper: {wanted['source']}"] if published else []

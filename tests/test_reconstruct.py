@@ -72,11 +72,14 @@ def desk(tmp_path_factory) -> Desk:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reconstruct", ROOT / "scripts" / "reconstruct.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reconstruct"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    """scripts/reconstruct.py, its neighbors in reach as for the interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts")
+        spec = importlib.util.spec_from_file_location("reconstruct", ROOT / "scripts" / "reconstruct.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["reconstruct"] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        return module
 
 
 @pytest.fixture(scope="module")

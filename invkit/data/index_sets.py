@@ -39,6 +39,12 @@ def split_of(dataset: ImageSet) -> Split:
     return len(dataset), dataset.object_of if isinstance(dataset, Srn) else None
 
 
+def has_other_sides(dataset: ImageSet) -> bool:
+    """Whether there are several photographs of an object."""
+    _, object_of = split_of(dataset)
+    return object_of is not None and len(set(object_of)) < len(object_of)
+
+
 def released(train: Split, test: Split, *, most: int = MOST, seed: int = SEED) -> tuple[IndexSet, IndexSet]:
     """The released code's choices for the training and the test split.
 

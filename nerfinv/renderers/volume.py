@@ -140,7 +140,7 @@ class VolumeRenderer:
         scene, rays, image = part.opened.field, part.rays, part.image
         with torch.no_grad():
             samples = self._sampled(part)
-        decode = self._checkpointed if self.checkpointing and torch.is_grad_enabled() else _decoded
+        decode = _checkpointed if self.checkpointing and torch.is_grad_enabled() else _decoded
         sigma, look = decode(part, samples)
         weights, _ = weights_of(samples.sigma.index_put((samples.ray, samples.number), sigma), samples.t)
         weight = samples.of(weights)[:, None]
@@ -196,15 +196,6 @@ class VolumeRenderer:
         seen.scatter_(1, order, ascending.cumsum(dim=1) > self.dropped)
         return _Samples(t, sigma, *seen.nonzero(as_tuple=True))
 
-    def _checkpointed(self, part: _Part, samples: _Samples) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
-        """`_decoded` in parts of `AT_ONCE` samples, each decoded again when its gradient is due."""
-        parts = [
-            checkpoint(_decoded, part, replace(samples, ray=ray, number=number), use_reentrant=False)
-            for ray, number in zip(samples.ray.split(AT_ONCE), samples.number.split(AT_ONCE), strict=True)
-        ]
-        sigma, look = zip(*parts, strict=True)
-        return torch.cat(sigma), torch.cat(look)
-
 
 def _densities(part: _Part, chosen: Int[Tensor, "M"], t: Float[Tensor, "M S"]) -> Float[Tensor, "M S"]:
     """Densities at distances along the chosen rays; 0 outside the box."""
@@ -227,6 +218,16 @@ def _decoded(part: _Part, samples: _Samples) -> tuple[Float[Tensor, "P"], Float[
     if scene.view_head is not None:
         look = scene.view_head(scene.view_head.embed(part.rays.directions).index_select(0, samples.ray), look)
     return part.opened.sigma(points, value), wide_sigmoid(look) if scene.palette is None else look.softmax(dim=-1)
+
+
+def _checkpointed(part: _Part, samples: _Samples) -> tuple[Float[Tensor, "P"], Float[Tensor, "P A"]]:
+    """`_decoded` in parts of `AT_ONCE` samples, each decoded again when its gradient is due."""
+    parts = [
+        checkpoint(_decoded, part, replace(samples, ray=ray, number=number), use_reentrant=False)
+        for ray, number in zip(samples.ray.split(AT_ONCE), samples.number.split(AT_ONCE), strict=True)
+    ]
+    sigma, look = zip(*parts, strict=True)
+    return torch.cat(sigma), torch.cat(look)
 
 
 def _normals(opened: OpenField, points: Float[Tensor, "P 3"], image: Int[Tensor, "P"]) -> Float[Tensor, "P 3"]:

@@ -256,7 +256,8 @@ class GanTask:
         mirrored, photograph_mirrored = torch.rand(2, self.batch_size, generator=rng) < chance
         moves, photograph_moves = (random_similarity(self.batch_size, rng, probability=probability) for _ in range(2))
         labels = None if self.labels is None else self.labels[chosen]
-        camera = self.cameras[chosen].mirror().where(mirrored, self.cameras[chosen])
+        camera = self.cameras[chosen]
+        camera = camera.mirror().where(mirrored, camera)
         drawn = Shots(latent, camera, labels, mirrored, moves, photograph_mirrored, photograph_moves)
         size = self.batch_size // dist.world_size()
         like = next(self.generator.parameters())
