@@ -15,11 +15,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from invkit import viewpoints
-from invkit.camera import Camera
-from invkit.files import written_aside
+from invkit.evaluation import viewpoints
+from invkit.geometry.camera import Camera
 from invkit.images import to_uint8
 from invkit.protocols import Renderer, Scene
+from invkit.runtime.files import written_aside
 
 _COLOR = "_COLOR"
 """What trimesh calls an attribute of our own until `_with_colors` calls it by the format's name."""

@@ -5,18 +5,19 @@
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
+from invkit.runtime.checkpoint import Checkpoints
+from invkit.runtime.log import Log
 from invkit.types import Estimate, Guess, Rendering, Views
-
-if TYPE_CHECKING:
-    from invkit.run import Run
-    from invkit.train.loop import Phase
 
 Scene = TypeVar("Scene")
 
@@ -110,6 +111,54 @@ class Metric(Protocol):
     def compute(self) -> float: ...
 
 
+def always(step: int) -> bool:
+    """True at every step."""
+    return True
+
+
+def unchanged(step: int) -> float:
+    """A rate's factor that is 1 at every step."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One player's move.
+
+    While it computes, its optimizer's parameters are the only ones that get a gradient.
+
+    Args:
+        loss: (batch, step) -> weighted terms, scalars, which the loop sums; every rank returns the same names.
+        due: the steps at which this phase moves.
+        rate: factor on the learning rates that the optimizer was built with.
+        clip_norm: bound on the norm of the whole gradient, averaged over ranks.
+        autocast: dtype in which the loss may compute. float16 brings a loss scale, which is part of the saved state;
+            an overflow then skips the step and lowers the scale.
+    """
+
+    name: str
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Any, int], Mapping[str, Tensor]]
+    due: Callable[[int], bool] = always
+    rate: Callable[[int], float] = unchanged
+    clip_norm: float | None = None
+    autocast: torch.dtype | None = None
+
+
+@runtime_checkable
+class Run(Protocol):
+    """What training needs of a run; `invkit.runtime.run.Run` is one."""
+
+    dir: Path
+    device: torch.device
+    rank: int
+    world_size: int
+    seed: int
+    log: Log
+    checkpoints: Checkpoints
+    config: dict[str, Any]
+
+
 @runtime_checkable
 class Task(Protocol):
     """Something that trains weights: what `invkit.train.loop.fit` needs to know about it.
@@ -119,7 +168,7 @@ class Task(Protocol):
     """
 
     modules: Mapping[str, nn.Module]
-    phases: Sequence["Phase"]
+    phases: Sequence[Phase]
 
     def batches(self, start: int, rank: int, world_size: int) -> Iterator[Any]:
         """Batches of steps start, start + 1, ...; each a function of (step, rank, world_size) alone.
@@ -132,10 +181,10 @@ class Task(Protocol):
         """Called when the phases of `step` are done (running averages live here)."""
         ...
 
-    def report(self, run: "Run", step: int) -> None:
+    def report(self, run: Run, step: int) -> None:
         """Called at intervals on rank 0: sample pictures, metrics."""
         ...
 
-    def finish(self, run: "Run") -> None:
+    def finish(self, run: Run) -> None:
         """Called on every rank after the last step: what the training leaves behind beside weights."""
         ...

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 
 
 @dataclass(frozen=True)

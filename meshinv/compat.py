@@ -16,7 +16,7 @@ just these, so nothing here normalizes or estimates them again. What differs is 
         .ds_translation [N, 2], .ds_z0 [N, 1]               .shift [N, 2], .z0 [N]
 
 The arguments of the constructors are read off the shapes and stored as `config.task`, so that
-`invkit.run.load_module` rebuilds the networks. Optimizers and logged curves are left behind in both directions.
+`invkit.runtime.run.load_module` rebuilds the networks. Optimizers and logged curves are left behind in both directions.
 """
 
 import functools
@@ -28,7 +28,16 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from invkit.conversion import State, bare, buildable, check_fits, modules_and_task, node_of, shape_of, speaking_of
+from invkit.runtime.conversion import (
+    State,
+    bare,
+    buildable,
+    check_fits,
+    modules_and_task,
+    node_of,
+    shape_of,
+    speaking_of,
+)
 from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator

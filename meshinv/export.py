@@ -18,9 +18,9 @@ from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
 from invkit.export import y_up
-from invkit.files import written_aside
 from invkit.images import to_uint8
 from invkit.protocols import Renderer
+from invkit.runtime.files import written_aside
 from invkit.types import Estimate
 from meshinv.mesh import TexturedMesh
 from meshinv.template import Template

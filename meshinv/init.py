@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invkit import rotation, viewpoints
-from invkit.camera import Camera
+from invkit.evaluation import viewpoints
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.protocols import Prior, Score
 from invkit.types import Guess, Views
 from meshinv.losses.points import FOREGROUND

@@ -23,10 +23,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from invkit.batch import Batch
-from invkit.camera import Camera
 from invkit.data.pascal3d import read_shapes
-from invkit.files import written_aside
+from invkit.geometry.camera import Camera
 from invkit.images import resize_antialias, resize_bilinear
+from invkit.runtime.files import written_aside
 from invkit.types import Views
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.published import class_of_folder, read_cameras, read_npz, weak_perspective

@@ -1,6 +1,6 @@
 """Files as ConvMesh and MeshInversion distribute them: dicts of tensors in Python's pickle format.
 
-They are read by `invkit.pickles`, which runs nothing that is in them.
+They are read by `invkit.runtime.pickles`, which runs nothing that is in them.
 """
 
 import re
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from invkit.camera import Camera
-from invkit.pickles import pickled_array, read_pickle
+from invkit.geometry.camera import Camera
+from invkit.runtime.pickles import pickled_array, read_pickle
 
 LARGEST = 1e6  # no number of a camera comes near it; NaN is not below it either
 

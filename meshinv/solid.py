@@ -3,8 +3,8 @@
 from jaxtyping import Bool
 from torch import Tensor
 
+from invkit.evaluation.viewpoints import Frame
 from invkit.metrics.voxels import Grid, voxelize
-from invkit.viewpoints import Frame
 from meshinv.mesh import TexturedMesh
 
 

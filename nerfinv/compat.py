@@ -18,8 +18,8 @@ the filters of resampling, which the released files repeat for every layer and w
     lr_g, augment_p, ppl_running_avg, best_fid, ...     released.*
 
 The arguments of the constructors are read off the shapes and stored as `config.task`, so that
-`invkit.run.load_module` rebuilds the networks. Two are not in the shapes: how large the box is, which has to be said,
-and whether there is noise, for which its strengths are asked. Optimizers and random states are left behind.
+`invkit.runtime.run.load_module` rebuilds the networks. Two are not in the shapes: how large the box is, which has to be
+said, and whether there is noise, for which its strengths are asked. Optimizers and random states are left behind.
 """
 
 import re
@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from invkit.conversion import (
+from invkit.runtime.conversion import (
     State,
     bare,
     buildable,

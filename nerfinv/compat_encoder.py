@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from invkit.conversion import State, keywords_of, node_of
+from invkit.runtime.conversion import State, keywords_of, node_of
 from nerfinv.encoder.encoder import Encoder
 from nerfinv.encoder.pretrained import check_entries
 from nerfinv.encoder.segformer import STAGES, SegFormer

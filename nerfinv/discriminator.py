@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from nerfinv.layers import EqualizedConv2d, EqualizedLinear, channels_last
 
 POSE_SIZE = 13

@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invkit import rotation, viewpoints
 from invkit.batch import Batch
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
+from invkit.evaluation import viewpoints
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 
 PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
 FOREGROUND = 0.9

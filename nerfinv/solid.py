@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from invkit import rotation
+from invkit.evaluation.viewpoints import Frame
+from invkit.geometry import rotation
 from invkit.metrics.voxels import Grid
-from invkit.viewpoints import Frame
 from nerfinv.field import RadianceField
 
 AT_ONCE = 65536

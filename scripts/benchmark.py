@@ -29,8 +29,8 @@ import torch
 from benchmarks import gan, mesh_inversion, nerf, nerf_inversion, render
 from omegaconf import DictConfig, OmegaConf
 
-from invkit.files import written_aside
-from invkit.run import main
+from invkit.runtime.files import written_aside
+from invkit.runtime.run import main
 
 SUITES: dict[str, Callable[[dict], Iterator[dict]]] = {
     "render": render.rows,

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from invkit import checkpoint
-from invkit.files import written_aside
+from invkit.runtime import checkpoint
+from invkit.runtime.files import written_aside
 from meshinv import compat as mesh
 from nerfinv import compat as field
 from nerfinv import compat_encoder as encoder

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from invkit.data.dataset import ImageSet
 from invkit.data.synthetic import write_birds
-from invkit.evaluate import render
-from invkit.files import written_aside
+from invkit.evaluation.evaluator import render
+from invkit.evaluation.page import Figure, page
+from invkit.evaluation.report import Column, Row, Table
 from invkit.images import composite, grid, resize_bilinear, write_png
-from invkit.page import Figure, page
-from invkit.records import RecordStore
-from invkit.report import Column, Row, Table
-from invkit.run import Run, instantiate_trusted, main
+from invkit.inversion.records import RecordStore
+from invkit.runtime.files import written_aside
+from invkit.runtime.run import Run, instantiate_trusted, main
 
 TEXT = (
     "Held-out synthetic birds. In each row the photograph, and what each method made of it: seen from the camera that "

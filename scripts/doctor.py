@@ -211,7 +211,7 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
         made_by: the experiment that fills a run's folder.
     """
     target = node.get("_target_", "") if isinstance(node, dict) else ""
-    read = node.get("path") if target == "invkit.run.load_module" else node.get("root") if target else None
+    read = node.get("path") if target == "invkit.runtime.run.load_module" else node.get("root") if target else None
     if read and not Path(read).exists():
         maker = made_by.get("/".join(Path(read).parts[:2]))
         yield read, f"python scripts/train.py experiment={maker} makes {read}" if maker else ""

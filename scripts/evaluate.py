@@ -17,12 +17,12 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
-from invkit.evaluate import measure, statuses
-from invkit.measurement import EvaluationProtocol, Instruments
+from invkit.evaluation.evaluator import measure, statuses
+from invkit.evaluation.measurement import EvaluationProtocol, Instruments
+from invkit.evaluation.viewpoints import Frame
+from invkit.inversion.records import RecordStore
 from invkit.metrics.voxels import Grid
-from invkit.records import RecordStore
-from invkit.run import Run, instantiate_trusted, main
-from invkit.viewpoints import Frame
+from invkit.runtime.run import Run, instantiate_trusted, main
 from meshinv.solid import solid as mesh_solid
 from nerfinv.field import RadianceField
 from nerfinv.solid import solid as field_solid

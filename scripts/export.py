@@ -17,8 +17,8 @@ from omegaconf import DictConfig
 from trimesh import Trimesh
 
 from invkit.export import turntable, write_gif, write_glb, write_mp4, write_ply
-from invkit.records import RecordStore
-from invkit.run import Run, instantiate_trusted, main
+from invkit.inversion.records import RecordStore
+from invkit.runtime.run import Run, instantiate_trusted, main
 from meshinv.export import models, write_obj
 from nerfinv import export as field_export
 from nerfinv.field import RadianceField

@@ -15,14 +15,14 @@ from itertools import pairwise
 import torch
 from omegaconf import DictConfig
 
-from invkit import dist
 from invkit.data import index_sets
 from invkit.data.dataset import ImageSet, subset
-from invkit.evaluate import contact_sheet, evaluate, render
+from invkit.evaluation.evaluator import contact_sheet, evaluate, render
 from invkit.images import write_png
-from invkit.invert import Inverter, invert_all
-from invkit.records import OK, RecordStore
-from invkit.run import Run, instantiate_trusted, main
+from invkit.inversion.inverter import Inverter, invert_all
+from invkit.inversion.records import OK, RecordStore
+from invkit.runtime import dist
+from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.types import Guess
 
 GOLDEN_RATIO = 0.6180339887498949

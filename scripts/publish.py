@@ -5,7 +5,7 @@
     python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema my_birds.pt --best
 
 Everything that only training needs (optimizers, discriminators) is left out. The file is an ordinary checkpoint, so
-`invkit.run.load_module` reads it like the run itself; the card is written beside it as Markdown.
+`invkit.runtime.run.load_module` reads it like the run itself; the card is written beside it as Markdown.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from invkit import checkpoint
-from invkit.files import written_aside
+from invkit.runtime import checkpoint
+from invkit.runtime.files import written_aside
 
 PAUSE = 600.0
 """A gap between two log lines longer than this, in seconds, is a break of the run and not training time."""

@@ -38,21 +38,21 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from invkit import viewpoints
-from invkit.camera import Camera
 from invkit.data.dataset import Preparation, from_square
 from invkit.data.folder import Folder, Photo, read_photo
-from invkit.evaluate import render
+from invkit.evaluation import viewpoints
+from invkit.evaluation.evaluator import render
 from invkit.export import write_glb
 from invkit.features.silhouette import MaskRCNN
 from invkit.features.weights import WEIGHTS
-from invkit.files import written_aside
+from invkit.geometry.camera import Camera
 from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
-from invkit.invert import Inverter, refuse_unusable
+from invkit.inversion.inverter import Inverter, refuse_unusable
+from invkit.inversion.records import OK, RecordStore
 from invkit.metrics.iou import iou
 from invkit.protocols import Renderer
-from invkit.records import OK, RecordStore
-from invkit.run import Run, instantiate_trusted, main
+from invkit.runtime.files import written_aside
+from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.types import Estimate, Views
 from nerfinv import export as field_export
 from nerfinv.field import RadianceField

@@ -19,11 +19,11 @@ from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.evaluation.viewpoints import orbit
 from invkit.export import write_gif, write_glb, write_mp4
+from invkit.geometry.camera import Camera
 from invkit.images import grid, to_uint8, write_png
-from invkit.run import Run, instantiate_trusted, main
-from invkit.viewpoints import orbit
+from invkit.runtime.run import Run, instantiate_trusted, main
 from nerfinv.export import NoSurface, model
 from nerfinv.manipulation import all_pairs, path
 from nerfinv.prior import FieldPrior

@@ -27,11 +27,11 @@ from invert import chosen, invert
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from invkit import dist
-from invkit.files import written_aside
-from invkit.invert import Inverter
-from invkit.report import Column, Row, Table, name_of
-from invkit.run import LAST_CONFIG, Run, differences, instantiate_trusted, main
+from invkit.evaluation.report import Column, Row, Table, name_of
+from invkit.inversion.inverter import Inverter
+from invkit.runtime import dist
+from invkit.runtime.files import written_aside
+from invkit.runtime.run import LAST_CONFIG, Run, differences, instantiate_trusted, main
 from invkit.types import Views
 
 # Without the command line around them, which ends the process where a user has made a mistake.

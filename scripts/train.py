@@ -8,7 +8,7 @@ Run the same command again to resume. Exit status 75 means: stopped by a signal,
 
 from omegaconf import DictConfig
 
-from invkit.run import Run, instantiate_trusted, main
+from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.train.loop import fit
 
 

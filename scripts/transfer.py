@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from invkit.evaluate import render
+from invkit.evaluation.evaluator import render
 from invkit.export import write_glb
 from invkit.images import grid, write_png
-from invkit.records import RecordStore
-from invkit.run import Run, instantiate_trusted, main
+from invkit.inversion.records import RecordStore
+from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.types import Guess
 from meshinv.export import models, transfers
 

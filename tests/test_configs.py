@@ -17,7 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from invkit.run import locate_trusted
+from invkit.runtime.run import locate_trusted
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, SCRIPTS = ROOT / "configs", ROOT / "scripts"

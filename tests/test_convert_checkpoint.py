@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from invkit import checkpoint
-from invkit.run import load_module
+from invkit.runtime import checkpoint
+from invkit.runtime.run import load_module
 from meshinv.generator import Generator
 from tests.meshinv import test_discriminators, test_generator, test_patch
 from tests.meshinv.formulas import filled

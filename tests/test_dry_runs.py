@@ -16,11 +16,11 @@ import torch
 import trimesh
 from PIL import Image
 
-from invkit import checkpoint
-from invkit.camera import Camera
 from invkit.data import cub
 from invkit.data.synthetic import write_birds
-from invkit.run import load_module
+from invkit.geometry.camera import Camera
+from invkit.runtime import checkpoint
+from invkit.runtime.run import load_module
 from invkit.train import loop
 from meshinv.generator import Generator
 from meshinv.layers import BatchNorm
@@ -28,7 +28,7 @@ from meshinv.mesh import UVMaps
 from meshinv.pseudo_truth import CameraCorrections, write_metadata, write_pseudo_truth
 from meshinv.tasks.gan import GanTask
 from meshinv.template import mirror_maps
-from tests.invkit import test_pascal3d
+from tests.invkit.data import test_pascal3d
 from tests.test_configs import CONFIGS, EXPERIMENTS, SCRIPTS, command, composed
 
 BIRDS = 4
@@ -278,7 +278,7 @@ def prior(tmp_path_factory) -> Path:
 
 
 def search(prior: Path) -> list[str]:
-    stage = "{_target_:invkit.invert.Stage,steps:2,latent_rate:0.1,camera_rate:0.01}"
+    stage = "{_target_:invkit.inversion.inverter.Stage,steps:2,latent_rate:0.1,camera_rate:0.01}"
     return [f"prior.generator.path={prior}", "++inverter.init.count=2", f"++inverter.stages=[{stage}]"]
 
 

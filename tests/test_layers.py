@@ -13,24 +13,29 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("invkit", "meshinv", "nerfinv")
 
-# From the bottom up. A module imports from rows below its own; a package (features, data, ...) also from itself.
-# Modules of one row do not see each other.
+# From the bottom up: the rooms of the kit, and the files at its top. A module imports from rows below its own; a room
+# also from itself. What stands in one row does not see each other.
 KIT = (
-    {"rotation", "precision"},
-    {"batch"},
-    {"camera"},
+    {"runtime"},
+    {"batch", "precision", "images"},
+    {"geometry"},
     {"types"},
     {"protocols"},
-    {"files"},
-    {"images", "dist", "log", "checkpoint", "conversion", "pickles"},
-    {"features", "data", "augment"},
+    {"data", "features"},
     {"losses", "metrics"},
-    {"objective", "records", "viewpoints", "train", "schedule", "search_state"},
-    {"measurement"},
-    {"invert", "evaluate", "export"},
-    {"run", "report"},
-    {"page"},
+    {"train", "inversion"},
+    {"evaluation"},
+    {"export"},
 )
+# The same inside rooms, where there is an order worth keeping.
+ROOMS = {
+    "runtime": ({"files"}, {"dist", "log", "checkpoint", "conversion", "pickles"}, {"run"}),
+    "geometry": ({"rotation"}, {"camera"}, {"augment"}),
+    "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
+    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter"}),
+    "evaluation": ({"viewpoints", "report"}, {"measurement", "page"}, {"evaluator"}),
+}
+AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
     {"template", "planes", "published"},
@@ -44,8 +49,9 @@ METHOD = (
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
 ONE_FILE_EACH = ("kaolin", "cv2", "wandb")
+MOST_LINES = 360
 SAY_NOTHING = {"utils", "helpers", "common", "misc", "base", "core", "manager", "wrapper"}
-PLACES_DEVICES = {"invkit/run.py", "invkit/dist.py"}
+PLACES_DEVICES = {"invkit/runtime/run.py", "invkit/runtime/dist.py"}
 """Where a process is bound to its device; everything else is told."""
 
 Imports = Iterator[tuple[str, int]]
@@ -96,16 +102,16 @@ def imports_at_module_level(tree: ast.Module) -> Imports:
 
 
 def offences_against(order: tuple[set[str], ...], package: str, module: str, tree: ast.AST) -> list[str]:
-    """Imports of `module` (the first name under `package`) that do not lead to a lower row."""
+    """Imports of `module` (the first name under `package`, which may be a room) that do not lead to a lower row."""
     height = {name: row for row, names in enumerate(order) for name in names}
     if module not in height:
         return [f"{package}.{module} has no place in the order of tests/test_layers.py; give it one"]
     found = []
     for name, line in imports(tree):
-        parts = name.split(".")
-        if parts[0] != package or len(parts) < 2 or parts[1] == module:
+        if not name.startswith(f"{package}."):
             continue
-        if height.get(parts[1], len(order)) >= height[module]:
+        imported = name.removeprefix(f"{package}.").split(".")[0]
+        if imported != module and height.get(imported, len(order)) >= height[module]:
             found.append(f"line {line}: {package}.{module} imports {name}")
     return found
 
@@ -123,6 +129,38 @@ def test_imports_inside_a_package_lead_downwards(package, order):
         for offence in offences_against(order, package, first_name(path, package), parsed(path))
     ]
     assert not offences, "\n".join(offences)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_inside_a_room_lead_downwards(room):
+    offences = [
+        f"{name_of(path)}: {offence}"
+        for path in sources(f"invkit/{room}")
+        if path.name != "__init__.py"
+        for offence in offences_against(ROOMS[room], f"invkit.{room}", path.stem, parsed(path))
+    ]
+    assert not offences, "\n".join(offences)
+
+
+def test_the_kit_keeps_at_its_top_what_everything_speaks():
+    assert {path.stem for path in (ROOT / "invkit").glob("*.py")} - {"__init__"} == AT_THE_TOP
+
+
+def test_a_room_says_what_it_is_for_in_one_sentence_and_nothing_else():
+    for path in sorted((ROOT / "invkit").glob("*/__init__.py")):
+        tree = parsed(path)
+        assert len(tree.body) == 1, f"{name_of(path)} holds more than a sentence"
+        assert ast.get_docstring(tree), f"{name_of(path)} does not say what the room is for"
+
+
+def test_the_tests_mirror_the_rooms():
+    rooms = {path.parent.name for path in (ROOT / "invkit").glob("*/__init__.py")}
+    assert rooms == {path.parent.name for path in (ROOT / "tests/invkit").glob("*/__init__.py")}
+
+
+def test_no_file_of_the_packages_wants_to_be_two():
+    longest = {name_of(path): len(path.read_text().splitlines()) for path in sources(*PACKAGES)}
+    assert not {name: lines for name, lines in longest.items() if lines > MOST_LINES}
 
 
 @pytest.mark.parametrize(
@@ -147,7 +185,7 @@ def test_only_run_knows_hydra():
     offences = [
         f"{name_of(path)}:{line} imports {name}"
         for path in sources(*PACKAGES)
-        if name_of(path) != "invkit/run.py"
+        if name_of(path) != "invkit/runtime/run.py"
         for name, line in imports(parsed(path))
         if name.split(".")[0] in ("hydra", "omegaconf")
     ]
@@ -227,11 +265,11 @@ def test_reading_a_file_runs_nothing():
     [
         ("from invkit.train.loop import fit", True),
         ("import invkit.losses.pixel", True),
-        ("from invkit import records", True),
-        ("def f():\n    from invkit.run import Run", True),
-        ("from invkit.camera import Camera", False),
+        ("from invkit.inversion import records", True),
+        ("def f():\n    from invkit.evaluation.page import Table", True),
+        ("from invkit.geometry.camera import Camera", False),
         ("from invkit.data.cub import Cub", False),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from invkit.run import Run", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from invkit.runtime.run import Run", False),
     ],
 )
 def test_the_order_catches_an_import_upwards(source, caught):

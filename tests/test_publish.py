@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from invkit import checkpoint
+from invkit.runtime import checkpoint
 
 _spec = importlib.util.spec_from_file_location("publish", Path(__file__).parents[1] / "scripts" / "publish.py")
 _script = importlib.util.module_from_spec(_spec)

@@ -16,15 +16,16 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from invkit import checkpoint, rotation
-from invkit.camera import Camera
 from invkit.data.folder import Folder
-from invkit.records import OK, RecordStore
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.inversion.records import OK, RecordStore
+from invkit.runtime import checkpoint
 from meshinv.generator import Generator
 from meshinv.init import BestOfViews
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGE = "{_target_: invkit.invert.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
+STAGE = "{_target_: invkit.inversion.inverter.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
 ORIENTATION = 0x0112
 CAMERA = [20.0, 30.0, 25.0, 0.8, 0.0, 0.6, 0.0]
 

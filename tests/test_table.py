@@ -20,12 +20,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from invkit import checkpoint
-from invkit.camera import Camera
 from invkit.data.srn import Srn
 from invkit.data.synthetic import write_birds
-from invkit.objective import Objective, WeightedTerm
-from invkit.records import RecordStore
+from invkit.geometry.camera import Camera
+from invkit.inversion.objective import Objective, WeightedTerm
+from invkit.inversion.records import RecordStore
+from invkit.runtime import checkpoint
 from invkit.types import Estimate, Guess, Rendering, Views
 from meshinv.generator import Generator
 from tests.ports import free_port
@@ -33,7 +33,7 @@ from tests.test_configs import CONFIGS, ROOT, SCRIPTS, keywords_given_by, misfit
 
 TABLES = sorted(path.stem for path in CONFIGS.glob("table/*.yaml"))
 SYNTHETIC, CUB = "meshinv_table4_synthetic", "meshinv_table4_cub"
-STAGE = "{_target_: invkit.invert.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
+STAGE = "{_target_: invkit.inversion.inverter.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
 
 
 @cache

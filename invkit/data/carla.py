@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Shaped
 
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, read_on_white
+from invkit.geometry.camera import Camera
 from invkit.images import read_image
 from invkit.types import Views
 

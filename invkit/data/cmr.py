@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, Preparation, to_square
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.images import Box, read_image, square_box
 from invkit.types import Views
 
@@ -46,6 +46,10 @@ class Record:
     label: int | None = None
     cad_index: int | None = None
 
+    def silhouette(self) -> Bool[np.ndarray, "H W"]:
+        """The annotated mask."""
+        return self.mask
+
 
 @runtime_checkable
 class Annotation(Protocol):
@@ -57,8 +61,10 @@ class Annotation(Protocol):
     camera: Camera
     label: int | None
 
-    @property
-    def mask(self) -> Bool[np.ndarray, "H W"]: ...
+    def silhouette(self) -> Bool[np.ndarray, "H W"]:
+        """Which pixels the object covers. A method, since whoever asks an object whether it is an `Annotation` reads
+        its attributes, and this may have to be decoded, or be damaged."""
+        ...
 
 
 class AnnotatedPhotos(ImageSet):
@@ -127,10 +133,10 @@ class AnnotatedPhotos(ImageSet):
         """What item `index` is cut out by."""
         record = self.records[index % len(self.records)]
         u = np.random.default_rng([self.seed, index]).random(4).tolist()
-        return self.preparation.square(record.box, *record.mask.shape, self.jitter, u)
+        return self.preparation.square(record.box, *record.silhouette().shape, self.jitter, u)
 
     def _mask(self, item: int) -> Float[Tensor, "H W"]:
-        return torch.from_numpy(self.records[item].mask.astype(np.float64))
+        return torch.from_numpy(self.records[item].silhouette().astype(np.float64))
 
     def _camera(self, item: int, square: Box) -> Camera:
         return to_square(self.records[item].camera, square)
@@ -204,7 +210,7 @@ def problems(files: Sequence[Path], read: Callable[[], Sequence[Annotation]], sp
         return [str(error)]
     for record in records:
         try:
-            mask = record.mask
+            mask = record.silhouette()
             if not mask.any():
                 found.append(f"{record.name} of {split}: its mask in the annotations is empty; {OBTAIN}")
             read_photo(record, torch.from_numpy(mask))

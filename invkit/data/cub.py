@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit.camera import Camera
 from invkit.data import cmr
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos, Record, read_mean_shape
 from invkit.data.dataset import ImageSet, Preparation, subset
+from invkit.geometry.camera import Camera
 from invkit.images import Box, resize_area
 
 NUM_CLASSES = 200

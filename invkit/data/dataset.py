@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.images import Box, composite, crop_pad, read_image, resize_bilinear, square_box
 from invkit.types import Views
 

@@ -20,13 +20,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from invkit.camera import Camera
-from invkit.checkpoint import load_foreign
 from invkit.data import rle
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos
 from invkit.data.dataset import Preparation
+from invkit.geometry.camera import Camera
 from invkit.images import Box, resize_area
-from invkit.pickles import read_objects
+from invkit.runtime.checkpoint import load_foreign
+from invkit.runtime.pickles import read_objects
 
 PUBLISHED = "datasets/"
 """What the paths in published files begin with."""
@@ -60,8 +60,7 @@ class Detection:
     source: Path
     label: int | None = None
 
-    @property
-    def mask(self) -> Bool[np.ndarray, "H W"]:
+    def silhouette(self) -> Bool[np.ndarray, "H W"]:
         """The silhouette.
 
         Raises:

@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, Preparation, subset, to_square
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.images import Box, composite, read_image, read_rgba
 from invkit.types import Views
 

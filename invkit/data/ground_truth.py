@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.types import Views
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.cub import Cub
 from invkit.data.dataset import ImageSet
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Views
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet, read_on_white
+from invkit.geometry.camera import Camera
 from invkit.types import Views
 
 _OBTAIN = "see docs/datasets.md for where to get it"

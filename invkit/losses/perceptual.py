@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invkit.augment import Similarity, random_similarity
 from invkit.batch import Batch
 from invkit.features.frozen import Stack
 from invkit.features.lpips import LPIPS
+from invkit.geometry.augment import Similarity, random_similarity
 from invkit.images import composite
 from invkit.types import Estimate, Views
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from invkit.features.inception import SIZE
-from invkit.files import written_aside
+from invkit.runtime.files import written_aside
 
 
 @dataclass(frozen=True)

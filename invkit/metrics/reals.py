@@ -4,10 +4,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit import dist, images
+from invkit import images
 from invkit.data.dataset import ImageSet
 from invkit.features.frozen import Features
 from invkit.metrics.gaussian import Gaussian, Moments
+from invkit.runtime import dist
 
 
 class Reals:

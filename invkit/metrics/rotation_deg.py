@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.metrics.mean import Mean
 from invkit.types import Estimate, Rendering, Views
 

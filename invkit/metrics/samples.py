@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.batch import Batch
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.features.frozen import Features
+from invkit.geometry.camera import Camera
 from invkit.images import composite
 from invkit.metrics.fid import frechet_distance, warn_of_few
 from invkit.metrics.gaussian import Gaussian, Moments

@@ -1,0 +1,1 @@
+"""The loop that trains weights, and what belongs to it: state, schedules, running averages, augmentation."""

@@ -17,65 +17,24 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from invkit import dist
-from invkit.checkpoint import Checkpoints, load
-from invkit.files import written_aside
-from invkit.log import Log
-from invkit.protocols import Task
-from invkit.train.schedule import always, constant
+from invkit.protocols import Phase, Run, Task
+from invkit.runtime import dist
+from invkit.runtime.checkpoint import load
+from invkit.runtime.files import written_aside
 from invkit.train.state import TrainState
 
 REQUEUE = 75
 """Exit status of a run that was asked to stop and has saved: EX_TEMPFAIL of sysexits.h, "start me again"."""
 
 GRADIENT_NORM = "gradient_norm"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One player's move.
-
-    While it computes, its optimizer's parameters are the only ones that get a gradient.
-
-    Args:
-        loss: (batch, step) -> weighted terms, scalars, which the loop sums; every rank returns the same names.
-        due: the steps at which this phase moves.
-        rate: factor on the learning rates that the optimizer was built with.
-        clip_norm: bound on the norm of the whole gradient, averaged over ranks.
-        autocast: dtype in which the loss may compute. float16 brings a loss scale, which is part of the saved state;
-            an overflow then skips the step and lowers the scale.
-    """
-
-    name: str
-    optimizer: torch.optim.Optimizer
-    loss: Callable[[Any, int], Mapping[str, Tensor]]
-    due: Callable[[int], bool] = always
-    rate: Callable[[int], float] = field(default_factory=constant)
-    clip_norm: float | None = None
-    autocast: torch.dtype | None = None
-
-
-@runtime_checkable
-class Run(Protocol):
-    """What the loop needs of a run; `invkit.run.Run` is one."""
-
-    dir: Path
-    device: torch.device
-    rank: int
-    world_size: int
-    seed: int
-    log: Log
-    checkpoints: Checkpoints
-    config: dict[str, Any]
 
 
 def fit(task: Task, run: Run, steps: int, *, save_every: int, report_every: int, log_every: int = 50) -> None:

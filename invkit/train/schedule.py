@@ -45,10 +45,6 @@ def ramp(decay: float, fast: int, medium: int) -> Rate:
     return lambda step: decay**100 if step < fast else decay**10 if step < medium else decay
 
 
-def always(step: int) -> bool:
-    return True
-
-
 def every(n: int, offset: int = 0) -> Due:
     """At steps offset, offset + n, offset + 2n, ..."""
     return lambda step: step % n == offset % n and step >= offset

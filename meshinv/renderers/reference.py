@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Rendering
 from meshinv.mesh import TexturedMesh, Topology, face_corners
 from meshinv.renderers.pairs import ranges

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from meshinv.mesh import TexturedMesh
 from meshinv.renderers.raster import Raster, rasterize
 from meshinv.renderers.reference import corners_on_screen, facing, sample, texture_positions

@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invkit import dist
 from invkit.data.sampler import StepSampler, batches
 from invkit.images import grid
 from invkit.losses.adversarial import Adversarial, Scale, least_squares
 from invkit.precision import widened
+from invkit.protocols import Phase, Run
+from invkit.runtime import dist
 from invkit.train.ema import Ema
-from invkit.train.loop import Phase, Run, shared_rng
+from invkit.train.loop import shared_rng
 from invkit.train.schedule import constant, every, except_every, ramp
 from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator

@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invkit.evaluation.viewpoints import azimuth_ring
 from invkit.protocols import Renderer
-from invkit.viewpoints import azimuth_ring
 from meshinv.mesh import TexturedMesh
 
 

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invkit import dist
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
 from invkit.images import composite, grid, write_png
 from invkit.metrics.iou import iou
-from invkit.run import Run
-from invkit.train.loop import Phase
+from invkit.protocols import Phase
+from invkit.runtime import dist
+from invkit.runtime.run import Run
 from invkit.train.schedule import constant
 from invkit.types import Rendering, Views
 from meshinv.mesh import TexturedMesh, UVMaps, flatness

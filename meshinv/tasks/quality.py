@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.metrics.samples import SampleDistance
 from meshinv.prior import truncated_normal
 from meshinv.template import Template

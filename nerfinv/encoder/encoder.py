@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from nerfinv.encoder.heads import CanonicalHead, LatentHead, PoseHead
 from nerfinv.encoder.segformer import SegFormer
 

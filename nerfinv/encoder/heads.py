@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.precision import widened
 from nerfinv.encoder.segformer import STRIDE
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from invkit.checkpoint import load_foreign
-from invkit.conversion import State, first_of
+from invkit.runtime.checkpoint import load_foreign
+from invkit.runtime.conversion import State, first_of
 from nerfinv.encoder.segformer import MixTransformer
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 
 
 def coords(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from invkit import dist
+from invkit.runtime import dist
 from nerfinv.field import RadianceField
 
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Rendering
 from nerfinv.field import RadianceField, wide_sigmoid
 from nerfinv.renderers.rays import bundle, important, stratified, weights_of

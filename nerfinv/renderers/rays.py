@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from invkit import rotation
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 
 CLOSEST = 0.1
 """Nothing nearer to a perspective camera is seen, object units."""

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Rendering
 from nerfinv.field import OpenField, RadianceField, wide_sigmoid
 from nerfinv.renderers.rays import Bundle, bundle, important, stratified, weights_of

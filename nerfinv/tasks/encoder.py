@@ -12,13 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from invkit import dist, rotation
 from invkit.batch import Batch
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.images import grid
-from invkit.train.loop import Phase, Run, shared_rng
+from invkit.protocols import Phase, Run
+from invkit.runtime import dist
+from invkit.train.loop import shared_rng
 from invkit.train.schedule import Rate, step_decay
 from nerfinv.encoder.encoder import Encoder, PoseRegressor
 from nerfinv.encoder.pretrained import load_backbone

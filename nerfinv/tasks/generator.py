@@ -17,17 +17,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from invkit import dist
-from invkit.augment import Similarity, blurred, random_similarity
 from invkit.batch import Batch
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
+from invkit.geometry.augment import Similarity, blurred, random_similarity
+from invkit.geometry.camera import Camera
 from invkit.images import composite, grid
 from invkit.precision import widened
+from invkit.protocols import Phase, Run
+from invkit.runtime import dist
 from invkit.train.ada import Ada
 from invkit.train.ema import Ema
-from invkit.train.loop import Phase, Run, shared_rng
+from invkit.train.loop import shared_rng
 from invkit.train.schedule import every, ramp
 from invkit.types import Rendering, Views
 from nerfinv.discriminator import Discriminator, pose_vector

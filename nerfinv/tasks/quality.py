@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.metrics.samples import SampleDistance
 from nerfinv.generator.generator import Generator
 

@@ -14,9 +14,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks import measurement
-from invkit import rotation
-from invkit.camera import Camera
-from invkit.run import instantiate_trusted
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.runtime.run import instantiate_trusted
 from invkit.train.loop import _Player
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from benchmarks import against_naive
 from benchmarks.against_naive import Part, Result, Work
-from invkit import viewpoints
-from invkit.camera import Camera
+from invkit.evaluation import viewpoints
 from invkit.export import write_glb
 from invkit.features.vgg import VGG19
-from invkit.invert import Inverter, Stage
-from invkit.objective import total
-from invkit.run import instantiate_trusted
+from invkit.geometry.camera import Camera
+from invkit.inversion.inverter import Inverter, Stage
+from invkit.inversion.objective import total
+from invkit.runtime.run import instantiate_trusted
 from invkit.types import Estimate, Guess, Rendering, Views
 from meshinv.export import models
 from meshinv.init import BestOfN

@@ -18,10 +18,10 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks import measurement
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
-from invkit.run import instantiate_trusted, load_module
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.runtime.run import instantiate_trusted, load_module
 from invkit.train.loop import _Player
 from invkit.types import Rendering, Views
 from nerfinv.field import LaplaceDensity, RadianceField

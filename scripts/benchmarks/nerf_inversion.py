@@ -18,11 +18,11 @@ from torch import Tensor
 
 from benchmarks import against_naive, nerf
 from benchmarks.against_naive import Part, Result, Work
-from invkit import rotation
-from invkit.camera import Camera
-from invkit.invert import Inverter
-from invkit.objective import total
-from invkit.run import instantiate_trusted, load_module
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.inversion.inverter import Inverter
+from invkit.inversion.objective import total
+from invkit.runtime.run import instantiate_trusted, load_module
 from invkit.types import Guess, Rendering, Views
 from nerfinv.encoder.encoder import Encoder
 from nerfinv.encoder.segformer import SegFormer

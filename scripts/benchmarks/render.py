@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import measurement
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from meshinv.mesh import UVMaps
 from meshinv.renderers.auto import AutoRenderer
 from meshinv.renderers.reference import MeshRenderer

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Views
 
 

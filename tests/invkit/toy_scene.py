@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from invkit.batch import Batch
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.types import Estimate, Guess, Rendering, Views
 
 

@@ -17,11 +17,12 @@ import torch._dynamo  # the first optimizer imports it, for seconds: once in the
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from invkit import dist
-from invkit.checkpoint import Checkpoints
-from invkit.log import Log
+from invkit.protocols import Phase
+from invkit.runtime import dist
+from invkit.runtime.checkpoint import Checkpoints
+from invkit.runtime.log import Log
 from invkit.train.ema import Ema
-from invkit.train.loop import Phase, fit
+from invkit.train.loop import fit
 from invkit.train.schedule import every, except_every, linear_decay, ramp
 from tests.ports import free_port
 

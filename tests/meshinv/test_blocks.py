@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invkit import dist
+from invkit.runtime import dist
 from meshinv.generator import Generator
 from meshinv.layers import (
     BatchNorm,

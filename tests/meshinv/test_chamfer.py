@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from invkit.types import Estimate, Rendering, Views
 from meshinv.losses import points
 from meshinv.losses.appearance import Colors

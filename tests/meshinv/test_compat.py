@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from meshinv.compat import (
     architecture,
     discriminator_architecture,

@@ -11,8 +11,8 @@ import trimesh
 from PIL import Image
 from torch.nn import functional
 
-from invkit.camera import Camera
 from invkit.export import turntable, write_gif, write_glb, write_mp4
+from invkit.geometry.camera import Camera
 from invkit.images import from_uint8
 from invkit.types import Estimate
 from meshinv.export import models, transfers, with_texture_of, write_obj

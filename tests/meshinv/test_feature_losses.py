@@ -14,7 +14,7 @@ from meshinv.losses.appearance import Features
 from meshinv.losses.chamfer_texture import ChamferTexture, Locality, match
 from meshinv.losses.contextual_texture import ContextualTexture
 from meshinv.losses.points import ColoredPoints
-from tests.invkit.test_contextual import by_definition
+from tests.invkit.losses.test_contextual import by_definition
 from tests.meshinv.test_chamfer import dense_cost, disc, estimate, views
 
 SIZE, GRID = 48, 12

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from invkit.camera import Camera
-from invkit.checkpoint import load
+from invkit.geometry.camera import Camera
 from invkit.protocols import Task
+from invkit.runtime.checkpoint import load
 from invkit.train.loop import fit
 from invkit.types import Rendering
 from meshinv.mesh import TexturedMesh, UVMaps

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import dist
-from invkit.checkpoint import load
+from invkit.runtime import dist
+from invkit.runtime.checkpoint import load
 from invkit.train.loop import fit
 from meshinv.tasks.gan import GanTask
-from tests.invkit.test_resume import assert_equal
 from tests.invkit.toy_task import ToyRun, start, wait
+from tests.invkit.train.test_resume import assert_equal
 from tests.meshinv.tiny_gan import BATCH, Samples, draws, tiny_gan, write_folder
 
 STEPS = 6

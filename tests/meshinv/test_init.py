@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
-from invkit.invert import Inverter
-from invkit.objective import Objective, WeightedTerm
+from invkit.evaluation.viewpoints import azimuth_ring
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.inversion.inverter import Inverter
+from invkit.inversion.objective import Objective, WeightedTerm
 from invkit.types import Guess, Views
-from invkit.viewpoints import azimuth_ring
 from meshinv.init import BestOfViews, filling, silhouette_box
 from meshinv.losses.chamfer_mask import ChamferMask
 from meshinv.mesh import TexturedMesh

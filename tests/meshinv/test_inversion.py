@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.evaluation.measurement import EvaluationProtocol
+from invkit.evaluation.viewpoints import azimuth_ring
 from invkit.features.vgg import VGG19
 from invkit.features.weights import RANDOM
-from invkit.invert import Inverter, Stage
+from invkit.geometry.camera import Camera
+from invkit.inversion.inverter import Inverter, Stage
+from invkit.inversion.objective import Objective, WeightedTerm
 from invkit.losses import mask as mask_losses
 from invkit.losses.latent import gaussian_prior
-from invkit.measurement import EvaluationProtocol
 from invkit.metrics.iou import iou
-from invkit.objective import Objective, WeightedTerm
 from invkit.protocols import Prepared
 from invkit.types import Estimate, Guess, Rendering, Views
-from invkit.viewpoints import azimuth_ring
 from meshinv.generator import Generator
 from meshinv.init import BestOfN
 from meshinv.losses import points

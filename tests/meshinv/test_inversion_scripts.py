@@ -14,15 +14,15 @@ import trimesh
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from invkit import checkpoint
 from invkit.data.synthetic import write_birds
-from invkit.records import OK, RecordStore
+from invkit.inversion.records import OK, RecordStore
+from invkit.runtime import checkpoint
 from meshinv.generator import Generator
 from meshinv.renderers.reference import MeshRenderer
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGE = "{_target_: invkit.invert.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
+STAGE = "{_target_: invkit.inversion.inverter.Stage, steps: 2, latent_rate: 0.05, camera_rate: 0.01}"
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from meshinv.mesh import TexturedMesh
 from meshinv.renderers import kaolin
 from meshinv.renderers.auto import AutoRenderer, backend

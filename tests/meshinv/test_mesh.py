@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from invkit.camera import Camera
+from invkit.geometry.camera import Camera
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.template import Template
 from tests.meshinv.formulas import displacement_map

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from invkit.objective import Objective
-from invkit.run import instantiate_trusted
+from invkit.inversion.objective import Objective
+from invkit.runtime.run import instantiate_trusted
 from invkit.types import Estimate, Views
 from meshinv.mesh import UVMaps
 from meshinv.renderers.reference import MeshRenderer

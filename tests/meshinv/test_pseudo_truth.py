@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.pseudo_truth import (
     CameraCorrections,

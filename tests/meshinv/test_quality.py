@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
 from invkit.features.frozen import Features
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.metrics.fid import Fid, gaussian_of
 from invkit.metrics.gaussian import Gaussian
 from invkit.metrics.kid import Kid

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.images import resize_bilinear
 from meshinv.mesh import TexturedMesh, Topology, UVMaps, face_corners
 from meshinv.renderers.raster import KAOLIN, KAOLIN_2019, rasterize

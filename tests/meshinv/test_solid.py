@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from invkit.camera import Camera
 from invkit.data.ground_truth import GroundTruth
 from invkit.data.synthetic import write_birds
+from invkit.evaluation.viewpoints import Frame
+from invkit.geometry.camera import Camera
 from invkit.images import composite
 from invkit.metrics.voxels import Grid, union
-from invkit.viewpoints import Frame
 from meshinv.mesh import TexturedMesh
 from meshinv.solid import solid
 from meshinv.template import Template

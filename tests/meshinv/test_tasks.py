@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.metrics.iou import iou
 from invkit.types import Views
 from meshinv.mesh import TexturedMesh, flatness

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.losses.adversarial import hinge
 from invkit.train.loop import shared_rng
 from meshinv.discriminators.patch import PatchDiscriminator

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from invkit.data.synthetic import write_birds, write_cars
-from tests.invkit import detected, test_pascal3d
+from tests.invkit.data import detected, test_pascal3d
 
 
 @pytest.fixture(scope="session")

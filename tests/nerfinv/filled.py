@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from nerfinv.discriminator import Discriminator
 from nerfinv.generator.generator import Generator
 

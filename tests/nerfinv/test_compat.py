@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import checkpoint
-from invkit.run import load_module
+from invkit.runtime import checkpoint
+from invkit.runtime.run import load_module
 from nerfinv import compat_encoder
 from nerfinv.compat import architecture, discriminator_architecture, from_released, recognizes, to_released
 from nerfinv.discriminator import Discriminator

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
-from invkit.checkpoint import save
-from invkit.run import load_module
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.runtime.checkpoint import save
+from invkit.runtime.run import load_module
 from nerfinv.compat_encoder import architecture, from_released, to_released
 from nerfinv.encoder.encoder import Canonical, Encoder, PoseRegressor
 from nerfinv.encoder.pretrained import fill_backbone, load_backbone

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from invkit import checkpoint
-from invkit.run import instantiate_trusted, load_module
+from invkit.runtime import checkpoint
+from invkit.runtime.run import instantiate_trusted, load_module
 from nerfinv.generator.generator import Generator
 from nerfinv.tasks.encoder import EncoderTask
 from tests.test_configs import CONFIGS, EXPERIMENTS, command, composed, leaves

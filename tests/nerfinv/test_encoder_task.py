@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import dist, rotation
-from invkit.camera import Camera
-from invkit.checkpoint import load
 from invkit.data.dataset import ImageSet
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.protocols import Task
+from invkit.runtime import dist
+from invkit.runtime.checkpoint import load
 from invkit.train.loop import fit, shared_rng
 from invkit.types import Views
 from nerfinv.encoder.encoder import Canonical, Encoder, PoseRegressor

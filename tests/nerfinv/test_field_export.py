@@ -12,12 +12,14 @@ import pytest
 import torch
 import trimesh
 
-from invkit import checkpoint, rotation, viewpoints
+from invkit.evaluation import viewpoints
+from invkit.evaluation.viewpoints import Frame
 from invkit.export import turntable, write_glb, write_ply
+from invkit.geometry import rotation
+from invkit.inversion.records import RecordStore, Trace
 from invkit.metrics.voxels import Grid, voxelize
-from invkit.records import RecordStore, Trace
+from invkit.runtime import checkpoint
 from invkit.types import Estimate, Guess, Rendering
-from invkit.viewpoints import Frame
 from nerfinv import export
 from nerfinv.export import NoSurface, grid_distances, largest_piece, model, models, surface
 from nerfinv.field import RadianceField

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from invkit.augment import blurred, random_similarity
-from invkit.camera import Camera
-from invkit.checkpoint import load
+from invkit.geometry.augment import blurred, random_similarity
+from invkit.geometry.camera import Camera
 from invkit.protocols import Prior, Task
+from invkit.runtime.checkpoint import load
 from invkit.train.ada import Ada
 from invkit.train.loop import fit, seed_step, shared_rng
 from nerfinv.discriminator import Discriminator, pose_vector

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from invkit import dist
-from invkit.checkpoint import load
+from invkit.runtime import dist
+from invkit.runtime.checkpoint import load
 from invkit.train.loop import fit
 from nerfinv.generator.generator import Generator
 from nerfinv.tasks.generator import GanTask
-from tests.invkit.test_resume import assert_equal
 from tests.invkit.toy_task import ToyRun, start, wait
+from tests.invkit.train.test_resume import assert_equal
 from tests.nerfinv.tiny_gan import BATCH, tiny_gan
 
 STEPS = 10

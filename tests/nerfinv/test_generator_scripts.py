@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from invkit import checkpoint
 from invkit.metrics.fid import frechet_distance
 from invkit.metrics.gaussian import Moments
-from invkit.run import instantiate_trusted, load_module
+from invkit.runtime import checkpoint
+from invkit.runtime.run import instantiate_trusted, load_module
 from tests.nerfinv.test_encoder_scripts import to_run
 from tests.test_configs import CONFIGS, command, composed
 from tests.test_dry_runs import brief, logged, roots, run, task_of

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.features.lpips import LPIPS
 from invkit.features.weights import RANDOM
-from invkit.invert import Inverter
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
+from invkit.inversion.inverter import Inverter
+from invkit.inversion.objective import Objective, WeightedTerm
+from invkit.inversion.records import OK, UNPOSED
+from invkit.inversion.schedule import Stall, hybrid_stages
 from invkit.losses.perceptual import WarpedPerceptual
 from invkit.losses.pixel import picture_l1, picture_mse
-from invkit.objective import Objective, WeightedTerm
 from invkit.protocols import Prior, Score
-from invkit.records import OK, UNPOSED
-from invkit.schedule import Stall, hybrid_stages
 from invkit.types import Guess, Views
 from nerfinv.encoder.encoder import Canonical, Encoder, PoseRegressor
 from nerfinv.encoder.segformer import SegFormer

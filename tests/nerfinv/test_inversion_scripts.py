@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from invkit import checkpoint
-from invkit.records import OK, UNPOSED, RecordStore
-from invkit.run import instantiate_trusted
-from invkit.schedule import Stall
+from invkit.inversion.records import OK, UNPOSED, RecordStore
+from invkit.inversion.schedule import Stall
+from invkit.runtime import checkpoint
+from invkit.runtime.run import instantiate_trusted
 from nerfinv.encoder.encoder import Encoder
 from nerfinv.encoder.segformer import SegFormer
 from tests.nerfinv.test_encoder_scripts import PICTURES, STYLE, generator, to_run

@@ -9,9 +9,10 @@ import torch
 import trimesh
 from PIL import Image
 
-from invkit import checkpoint, viewpoints
-from invkit.camera import Camera
+from invkit.evaluation import viewpoints
+from invkit.geometry.camera import Camera
 from invkit.images import composite, read_image
+from invkit.runtime import checkpoint
 from invkit.types import Rendering
 from nerfinv.generator.generator import Generator
 from nerfinv.manipulation import (

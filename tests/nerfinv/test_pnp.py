@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.types import Views
 from nerfinv.pnp import Poses, PoseSolver, _Problem, focal_candidates, focals_of, solve
 

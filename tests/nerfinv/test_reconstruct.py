@@ -9,10 +9,10 @@ import torch
 import trimesh
 from PIL import Image
 
-from invkit.camera import Camera
 from invkit.data import cub
 from invkit.data.synthetic import write_birds
-from invkit.records import INVISIBLE, OK, UNPOSED, RecordStore
+from invkit.geometry.camera import Camera
+from invkit.inversion.records import INVISIBLE, OK, UNPOSED, RecordStore
 from tests.nerfinv.test_encoder_scripts import PICTURES, generator
 from tests.nerfinv.test_inversion_scripts import BRIEF, encoder
 from tests.test_dry_runs import run

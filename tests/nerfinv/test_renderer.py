@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from nerfinv.renderers.plain import PlainRenderer
 from nerfinv.renderers.rays import box_segment, bundle, important, quantiles, stratified, weights_of
 from nerfinv.renderers.volume import VolumeRenderer

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from invkit import rotation
-from invkit.run import load_module
-from invkit.viewpoints import azimuth_ring
+from invkit.evaluation.viewpoints import azimuth_ring
+from invkit.geometry import rotation
+from invkit.runtime.run import load_module
 from nerfinv.export import model
 from nerfinv.pnp import PoseSolver
 from nerfinv.renderers.volume import VolumeRenderer

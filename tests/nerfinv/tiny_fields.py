@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from invkit import rotation
-from invkit.camera import Camera
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from nerfinv.field import LaplaceDensity, RadianceField, SoftplusDensity
 from nerfinv.generator.decoder import PlaneDecoder
 from nerfinv.generator.view import ViewHead

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.dataset import ImageSet
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 from invkit.train.ada import Ada
 from invkit.types import Views
 from nerfinv.discriminator import Discriminator

@@ -22,12 +22,12 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.spatial import ConvexHull
 
-from invkit import rotation
-from invkit.camera import Camera
 from invkit.data.staging import write_once
 from invkit.data.synthetic.birds import Bird, build, individual, species
 from invkit.data.synthetic.scan_conversion import in_pixels, picture
 from invkit.data.synthetic.shading import scenery, shade
+from invkit.geometry import rotation
+from invkit.geometry.camera import Camera
 
 VERSION = 1  # goes up whenever the same parameters would give other pictures
 SPLITS = ("train", "val", "test")

@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
-from invkit.camera import Camera
 from invkit.data.staging import write_once
 from invkit.data.synthetic.cars import build_car, draw_car
 from invkit.data.synthetic.scan_conversion import picture
 from invkit.data.synthetic.shading import shade
 from invkit.data.synthetic.surfaces import Surface
+from invkit.geometry.camera import Camera
 
 VERSION = 1  # goes up whenever the same parameters would give other pictures
 SPLITS = ("train", "val", "test")

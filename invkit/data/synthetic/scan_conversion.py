@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from invkit.camera import Camera
 from invkit.data.synthetic.surfaces import Surface
+from invkit.geometry.camera import Camera
 
 EDGE = 1e-7  # samples; spans are widened by this, so that rounding opens no seam between neighbors
 

@@ -1,0 +1,1 @@
+"""Records measured and shown: viewpoints, protocols, reports, pages."""

@@ -1,0 +1,1 @@
+"""Rotations, cameras, and moves of pictures with their cameras."""

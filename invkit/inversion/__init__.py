@@ -1,0 +1,1 @@
+"""The search for latents and cameras, and the records it leaves."""

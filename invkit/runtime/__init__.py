@@ -1,0 +1,1 @@
+"""What a command stands on: its run and folder, processes, log, files, checkpoints."""
