@@ -1,6 +1,7 @@
 """Make data sets in the layouts the loaders read, and check those that are there.
 
     python scripts/prepare_data.py cub-subset SOURCE datasets/cub_subset
+    python scripts/prepare_data.py cub-subset SOURCE datasets/cub_subset_1500 --even-train    half as many again
     python scripts/prepare_data.py cub-subset SOURCE --check              look, write nothing
     python scripts/prepare_data.py synthetic-birds datasets/synthetic_birds --train 256
     python scripts/prepare_data.py synthetic-cars datasets/synthetic_cars
@@ -38,7 +39,7 @@ from invkit.images import grid, write_png
 
 def make_cub_subset(options: argparse.Namespace) -> list[str]:
     if options.check:
-        subset = cub_subset.read_subset(options.source)
+        subset = cub_subset.read_subset(options.source, even_train=options.even_train)
         for split in cub_subset.SPLITS.values():
             birds = [bird for bird in subset.birds if bird.split == split]
             species, drawn = len({bird.label for bird in birds}), sum(bird.annotated for bird in birds)
@@ -47,7 +48,7 @@ def make_cub_subset(options: argparse.Namespace) -> list[str]:
         if errors:
             print(f"cameras against parts: median error {np.median(errors):.1%} of the longer side of the box")
         return cub_subset.problems(subset)
-    cub_subset.write_subset(options.source, options.target)
+    cub_subset.write_subset(options.source, options.target, even_train=options.even_train)
     print(f"{options.target} is complete")
     return []
 
@@ -238,6 +239,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("source", type=Path, help="folder with images_320, masks_*, annotations, cameras_cmr")
     made.add_argument("target", type=Path, nargs="?", default=Path("datasets/cub_subset"))
     made.add_argument("--check", action="store_true", help="look at the source and report; write nothing")
+    made.add_argument(
+        "--even-train", action="store_true", help="held-out birds with an even image id join the training split"
+    )
     made.set_defaults(run=make_cub_subset)
 
     for kind, write, help_text in (

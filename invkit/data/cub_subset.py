@@ -99,8 +99,12 @@ class Subset(NamedTuple):
     gaps: list[str]
 
 
-def read_subset(source: str | Path) -> Subset:
+def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
     """The birds listed in `good_ids.txt` with a photograph, a camera and a mask (an annotated one where there is one).
+
+    Args:
+        even_train: held-out birds whose image id is even are trained with too, half as many birds again. The priors
+            that ship are made so; their numbers are of the others.
 
     Raises:
         FileNotFoundError: a file of annotations is missing.
@@ -135,7 +139,7 @@ def read_subset(source: str | Path) -> Subset:
             bird = Bird(
                 image_id=int(image_id),
                 path=path,
-                split=SPLITS[flag],
+                split=SPLITS["1" if even_train and int(image_id) % 2 == 0 else flag],
                 label=int(classes[image_id]),
                 width=width,
                 height=height,
@@ -184,8 +188,11 @@ def problems(subset: Subset) -> list[str]:
     return found
 
 
-def write_subset(source: str | Path, target: str | Path) -> None:
+def write_subset(source: str | Path, target: str | Path, *, even_train: bool = False) -> None:
     """Write the data set at `target`, whole or not at all; one that is there already is kept.
+
+    Args:
+        even_train: see `read_subset`.
 
     Raises:
         ValueError: the source is incomplete or damaged, or something else is at `target`.
@@ -194,7 +201,7 @@ def write_subset(source: str | Path, target: str | Path) -> None:
     source = Path(source)
 
     def write(folder: Path) -> None:
-        subset = read_subset(source)
+        subset = read_subset(source, even_train=even_train)
         wrong = problems(subset)
         if wrong:
             raise ValueError(f"{source} has {len(wrong)} problems (--check lists them), first: {wrong[0]}")
@@ -212,7 +219,8 @@ def write_subset(source: str | Path, target: str | Path) -> None:
         annotated = [Path(bird.path).with_suffix("").as_posix() for bird in subset.birds if bird.annotated]
         _write_lines(folder / ANNOTATED, annotated)
 
-    write_once(target, {"made_from": "cub_subset", "digest": _digest(source)}, write, receipt=_RECEIPT)
+    made_of = {"made_from": "cub_subset", "digest": _digest(source)} | ({"even_train": True} if even_train else {})
+    write_once(target, made_of, write, receipt=_RECEIPT)
 
 
 def write_split(

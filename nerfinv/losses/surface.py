@@ -1,10 +1,13 @@
 """What keeps a generated field a surface and not a fog (Bootstrapped Radiance Field Inversion, section 3.1, Eqs. 2-3).
 
-All are means over points that fill the box evenly. Total variation and entropy are in the released code only.
+All are means over points that fill the box evenly. Total variation and entropy are in the released code only; points
+near the surface and the loss of what floats beside an object are in neither.
 """
 
+import numpy as np
+import scipy.ndimage
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfinv.field import LaplaceDensity, RadianceField, SoftplusDensity
@@ -49,3 +52,69 @@ def entropy(density: LaplaceDensity | SoftplusDensity, value: Float[Tensor, "B N
 def sphere(value: Float[Tensor, "B N"], points: Float[Tensor, "B N 3"], radius: float = 1.0) -> Float[Tensor, "B"]:
     """Mean squared difference from the signed distance to a sphere about the origin (Eq. 3)."""
     return (value - torch.linalg.vector_norm(points, dim=2) + radius).square().mean(dim=1)
+
+
+def nearest_to_surface(
+    points: Float[Tensor, "B N 3"],
+    value: Float[Tensor, "B N"],
+    gradient: Float[Tensor, "B N 3"],
+    count: int,
+    spread: float,
+) -> Float[Tensor, "B M 3"]:
+    """Points about the surface: the nearest of those given, taken onto it by a step of Newton's, and disturbed.
+
+    Points that fill the box evenly hardly meet the surface, where the distance matters most.
+
+    Args:
+        count: M, of each object.
+        spread: standard deviation of the disturbance, object units.
+    """
+    chosen = value.detach().abs().topk(count, dim=1, largest=False).indices
+    distance = value.detach().gather(1, chosen)[..., None]
+    slope = gradient.detach().gather(1, chosen[..., None].expand(-1, -1, 3))
+    steps = distance * slope / slope.square().sum(dim=2, keepdim=True).clamp(min=0.25)
+    near = points.detach().gather(1, chosen[..., None].expand(-1, -1, 3)) - steps
+    return near + spread * torch.randn_like(near)
+
+
+def stray(value: Float[Tensor, "B N"], cells: int, margin: float) -> Bool[Tensor, "B N"]:
+    """Which points of a grid are in the object, or within `margin` of it, and not connected with its largest piece.
+
+    Points of neighboring cells (corners too) are connected. Computed on the CPU.
+
+    Args:
+        value: signed distances at `stratified_points` of so many cells along each side.
+    """
+    solid = (value.detach() < margin).view(-1, cells, cells, cells).cpu().numpy()
+    found = np.zeros_like(solid)
+    for scene, inside in zip(found, solid, strict=True):
+        pieces, count = scipy.ndimage.label(inside, np.ones((3, 3, 3)))
+        if count > 1:
+            largest = np.bincount(pieces.ravel())[1:].argmax() + 1
+            scene[...] = inside & (pieces != largest)
+    return torch.from_numpy(found).view(value.shape).to(value.device)
+
+
+def one_piece(field: RadianceField, cells: int, margin: float) -> Float[Tensor, "B"]:
+    """How far what floats beside an object is from not being there: the mean of margin - d over its points; 0 if there
+    is nothing.
+
+    Silhouettes from a few sides cannot tell a floater from a part of the object, so nothing else in the training ends
+    them. What is near (thin legs, say) counts as connected: cells are coarse and `margin` widens every piece.
+
+    Args:
+        cells: of the grid, along each side.
+        margin: object units; about half a cell.
+    """
+    points = stratified_points(field, cells)
+    with torch.no_grad():
+        beside = stray(field.value(points), cells, margin)
+    most = int(beside.sum(dim=1).max())
+    if not most:
+        return field.planes.new_zeros(len(field))
+    # The same number of points for each object, those beside it first.
+    order = beside.to(torch.uint8).topk(most, dim=1).indices
+    counted = beside.gather(1, order)
+    distance = field.value(points.gather(1, order[..., None].expand(-1, -1, 3)))
+    missing = (margin - distance).clamp(min=0) * counted
+    return missing.sum(dim=1) / counted.sum(dim=1).clamp(min=1)

@@ -44,6 +44,9 @@ SAMPLES, AZIMUTHS = 6, 4
 ELEVATION = 20.0
 """Degrees above the horizon from which sample pictures look; z is up."""
 
+SURFACE_SPREAD = 0.02
+"""Standard deviation about the surface of the points that the Eikonal loss is taken at, relative to half the box."""
+
 BESIDE = 0.004
 """Standard deviation of the distance to the second point of the total variation, relative to half the box."""
 
@@ -68,12 +71,16 @@ class GanTask:
 
     Args:
         data: images at the renderer's size or, for sharper augmentation, at a multiple of it.
+        initial: a trained generator of the same layout to begin with, of another category, say; wants sphere_steps=0.
         renderer: its background is also put behind the photographs.
         quality: measures samples at every report; its first number chooses the best checkpoint.
         warm_up: turns of each player until its learning rate, from a tenth on, is full.
         r1_weight: gamma; half of it weighs the squared gradient at photographs.
         surface_warm_up: in which total variation and entropy get their full weight.
         cells: the surface losses are taken at cells^3 points of each object.
+        surface_points: so many more points, about the surface, for the Eikonal loss (ours).
+        piece_weight: of what floats beside an object (`surface.one_piece`; ours).
+        piece_cells: cells along each side of the box in which pieces are told apart.
         blur_sigma, blur_steps: photographs are smoothed by so many of their pixels at first, and not any more after so
             many steps.
         ada: None never augments.
@@ -102,6 +109,7 @@ class GanTask:
         generator: Generator,
         discriminator: Discriminator,
         renderer: VolumeRenderer,
+        initial: Generator | None = None,
         ada: Ada | None = None,
         quality: SampleQuality | None = None,
         batch_size: int = 32,
@@ -115,6 +123,9 @@ class GanTask:
         entropy_weight: float = 0.05,
         surface_warm_up: int = 12_500,
         cells: int = 31,
+        surface_points: int = 0,
+        piece_weight: float = 0.0,
+        piece_cells: int = 32,
         path_weight: float = 2.0,
         path_warm_up: int = 2000,
         blur_sigma: float = 10.0,
@@ -152,6 +163,10 @@ class GanTask:
                 "a generator without signed distances has no sphere to start from and no Eikonal loss: give "
                 "task.sphere_steps=0 task.eikonal_weight=0"
             )
+        if initial is not None:
+            if sphere_steps:
+                raise ValueError("task.initial has shapes already: give task.sphere_steps=0")
+            generator.load_state_dict(initial.state_dict())
         self.data, self.generator, self.discriminator, self.renderer = data, generator, discriminator, renderer
         self.quality, self.ada, self.batch_size, self.seed, self.workers = quality, ada, batch_size, seed, workers
         self.warm_up, self.overshoot = warm_up, overshoot
@@ -161,7 +176,8 @@ class GanTask:
             variation_weight,
             entropy_weight,
         )
-        self.surface_warm_up, self.cells = surface_warm_up, cells
+        self.surface_warm_up, self.cells, self.surface_points = surface_warm_up, cells, surface_points
+        self.piece_weight, self.piece_cells = piece_weight, piece_cells
         self.blur_sigma, self.blur_steps = blur_sigma, blur_steps
         self.ada_start, self.ada_every = ada_start, ada_every
         self.sphere_steps, self.sphere_radius = sphere_steps, sphere_radius
@@ -344,6 +360,11 @@ class GanTask:
         if self.eikonal_weight:
             value, gradient = surface.value_and_gradient(field, points)
             terms["eikonal"] = self.eikonal_weight * surface.eikonal(gradient).mean()
+            if self.surface_points:
+                spread = SURFACE_SPREAD * field.half_side
+                near = surface.nearest_to_surface(points, value, gradient, self.surface_points, spread)
+                _, gradient = surface.value_and_gradient(field, near)
+                terms["eikonal_surface"] = self.eikonal_weight * surface.eikonal(gradient).mean()
         else:
             value = field.value(points)
         if self.variation_weight:
@@ -352,6 +373,9 @@ class GanTask:
             terms["total_variation"] = ramped * self.variation_weight * variation
         if self.entropy_weight:
             terms["entropy"] = ramped * self.entropy_weight * surface.entropy(field.density, value).mean()
+        if self.piece_weight:
+            margin = field.half_side / self.piece_cells
+            terms["one_piece"] = self.piece_weight * surface.one_piece(field, self.piece_cells, margin).mean()
         return terms
 
     def discriminator_loss(self, photographs: Views, step: int) -> dict[str, Tensor]:
