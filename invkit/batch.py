@@ -80,9 +80,9 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 def _joined(values: Sequence[Any], name: str) -> Any:
     if isinstance(values[0], Batch):
         return type(values[0]).cat(values)
-    if isinstance(values[0], Mapping):
-        return {key: _joined([value[key] for value in values], f"{name}[{key!r}]") for key in values[0]}
-    given = [isinstance(value, Tensor | Batch) for value in values]
+    given = [isinstance(value, Tensor | Batch | Mapping) for value in values]
     if any(given) and not all(given):
         raise ValueError(f"{name} is missing in some of the parts to join")
+    if isinstance(values[0], Mapping):
+        return {key: _joined([value[key] for value in values], f"{name}[{key!r}]") for key in values[0]}
     return torch.cat(values) if given[0] else values[0]

@@ -1,7 +1,8 @@
 """The seams of the framework. A method is an implementation of these five; the kit knows nothing else about it.
 
-`Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv. It is a `Batch` and has
-`centered()`: the same scenes moved so that their middle is the origin, where novel views look.
+`Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv. It is a `Batch` and has `centered()`:
+the same scenes moved so that their middle is the origin, where novel views look; and `with_details(details)`: the same
+scenes as a `Refinement` has changed them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
 
 from invkit.batch import Batch
@@ -82,6 +83,35 @@ class Init(Protocol[Scene]):
     """Where the search for each image begins. It must not depend on the other images of the batch."""
 
     def __call__(self, prior: Prior[Scene], views: Views, score: Score) -> Guess: ...
+
+
+@runtime_checkable
+class Refinement(Protocol[Scene]):
+    """What follows the search: the photograph itself decides what it shows, beyond what the generator can make.
+
+    `Scene.with_details` lays what it finds over the scene that the prior decodes.
+
+    name: says what kind of details these are.
+    """
+
+    name: str
+
+    def __call__(
+        self, prior: Prior[Scene], renderer: Renderer[Scene], guess: Guess, views: Views
+    ) -> Mapping[str, Shaped[Tensor, "B ..."]]:
+        """The details of each image, by name; of one they do not depend on the others.
+
+        Args:
+            guess: what the search has found.
+            views: the photographs; they may be larger than those that were searched with.
+        """
+        ...
+
+
+def scene_of(prior: Prior[Scene], guess: Guess) -> Scene:
+    """What a guess says the objects are: decoded, with the details where there are any."""
+    scene = prior.decode(guess.latent, guess.label)
+    return scene if guess.details is None else scene.with_details(guess.details)
 
 
 @runtime_checkable

@@ -3,10 +3,11 @@
 Images are [B, 3, H, W] in [-1, 1] and masks [B, 1, H, W] in [0, 1], everywhere.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from invkit.batch import Batch
@@ -75,12 +76,15 @@ class Guess(Batch):
 
     Args:
         posed: of a first guess: False where the image's camera could not be found and is only a place to begin from.
+        details: what the photograph itself has decided after the search (`protocols.Refinement`), by name; None where
+            the scene is the generator's alone.
     """
 
     latent: Float[Tensor, "B *L"]
     camera: Camera
     label: Int[Tensor, "B"] | None = None
     posed: Bool[Tensor, "B"] | None = None
+    details: Mapping[str, Shaped[Tensor, "B ..."]] | None = None
 
 
 @dataclass(frozen=True)

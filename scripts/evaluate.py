@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from invkit.evaluation.evaluator import measure, statuses
-from invkit.evaluation.measurement import EvaluationProtocol, Instruments
+from invkit.evaluation.instruments import Instruments
+from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.evaluation.viewpoints import Frame
 from invkit.inversion.records import RecordStore
 from invkit.metrics.voxels import Grid
@@ -32,7 +33,7 @@ from nerfinv.solid import solid as field_solid
 def evaluate(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         protocols = chosen(cfg)
-        store = RecordStore(Path(cfg.inversion) / "records")
+        store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         if not len(store):
             raise ValueError(
                 f"there are no records in {store.dir}; run scripts/invert.py first, or give inversion=FOLDER"

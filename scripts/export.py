@@ -18,6 +18,7 @@ from trimesh import Trimesh
 
 from invkit.export import turntable, write_gif, write_glb, write_mp4, write_ply
 from invkit.inversion.records import RecordStore
+from invkit.protocols import scene_of
 from invkit.runtime.run import Run, instantiate_trusted, main
 from meshinv.export import models, write_obj
 from nerfinv import export as field_export
@@ -29,7 +30,7 @@ def export(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
-        store = RecordStore(Path(cfg.inversion) / "records")
+        store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         names = store.names()[: cfg.limit] if cfg.names is None else list(cfg.names)
         if not names:
             raise ValueError(
@@ -45,7 +46,7 @@ def export(cfg: DictConfig) -> None:
             path = stem_of(name, run.dir)
             found = record.found.to(run.device)
             with torch.no_grad():
-                scene = prior.decode(found.latent, found.label)
+                scene = scene_of(prior, found)
             is_field = isinstance(scene, RadianceField)
             if is_field and cfg.obj:
                 raise ValueError("obj=true: radiance fields have no texture; ply=true writes their vertex colors")

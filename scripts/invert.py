@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -21,6 +22,7 @@ from invkit.evaluation.evaluator import contact_sheet, evaluate, render
 from invkit.images import write_png
 from invkit.inversion.inverter import Inverter, invert_all
 from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.refinement import refine_all
 from invkit.runtime import dist
 from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.types import Guess
@@ -33,10 +35,7 @@ GOLDEN_RATIO = 0.6180339887498949
 def invert(cfg: DictConfig) -> None:
     with Run(cfg) as run:
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
-        dataset = instantiate_trusted(cfg.data)
-        if cfg.released:
-            dataset = released_sample(dataset, instantiate_trusted(cfg.data, **cfg.trained_on))
-        dataset = chosen(dataset, cfg.names, cfg.limit)
+        dataset = photographs(cfg)
         store = RecordStore(run.dir / "records")
         # Rank 0 looks for all: a rank that looked later would already find what others have written.
         here = run.share(dist.broadcast_value(store.missing(dataset.names) if run.rank == 0 else None))
@@ -47,6 +46,8 @@ def invert(cfg: DictConfig) -> None:
                 run.log.message(f"{record.name}: {record.status}")
         seconds = (time.monotonic() - began) / len(here) if here else None
         dist.barrier()
+        if cfg.refine is not None:
+            refine(cfg, inverter, store, run)
         result = evaluate(
             store, inverter.prior, inverter.renderer, dataset, batch_size=cfg.batch_size, device=run.device
         )
@@ -55,6 +56,38 @@ def invert(cfg: DictConfig) -> None:
         if run.rank == 0:
             picture(inverter, dataset, store, cfg.pictures, run)
             run.log.message(summary(result))
+
+
+def photographs(cfg: DictConfig, **settings: Any) -> ImageSet:
+    """What is to be inverted.
+
+    Args:
+        settings: of the data, instead of those of the configuration.
+    """
+    dataset = instantiate_trusted(cfg.data, **settings)
+    if cfg.released:
+        dataset = released_sample(dataset, instantiate_trusted(cfg.data, **{**cfg.trained_on, **settings}))
+    return chosen(dataset, cfg.names, cfg.limit)
+
+
+def refine(cfg: DictConfig, inverter: Inverter, store: RecordStore, run: Run) -> None:
+    """Let the photographs decide what they show, of all records that have not been refined yet."""
+    dataset = photographs(cfg, **({} if cfg.refine_size is None else {"size": cfg.refine_size}))
+    refinement = instantiate_trusted(cfg.refine)
+    left = run.share(dist.broadcast_value(store.unrefined(dataset.names) if run.rank == 0 else None))
+    names = refine_all(
+        refinement,
+        inverter.prior,
+        inverter.renderer,
+        dataset,
+        store,
+        left,
+        batch_size=cfg.batch_size,
+        device=run.device,
+    )
+    for _ in run.progress(names, total=len(left)):
+        pass
+    dist.barrier()
 
 
 def released_sample(dataset: ImageSet, train: ImageSet) -> ImageSet:

@@ -30,7 +30,7 @@ def transfer(cfg: DictConfig) -> None:
             return
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
-        store = RecordStore(Path(cfg.inversion) / "records")
+        store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         records = [store.read(name) for name in names]
         if failed := [f"{record.name}: {record.status}" for record in records if record.found is None]:
             raise ValueError(f"nothing to exchange: {'; '.join(failed)}")

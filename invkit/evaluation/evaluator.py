@@ -11,12 +11,14 @@ from torch import Tensor
 
 from invkit.data.dataset import ImageSet
 from invkit.evaluation import viewpoints
-from invkit.evaluation.measurement import EvaluationProtocol, Instruments, Measurement, Resources
+from invkit.evaluation.instruments import Instruments, Resources
+from invkit.evaluation.measurement import Measurement
+from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.evaluation.viewpoints import Others, RandomPlace, Viewpoints
 from invkit.geometry.camera import Camera
 from invkit.images import composite, grid, resize_antialias
 from invkit.inversion.records import Record, RecordStore
-from invkit.protocols import Prior, Renderer
+from invkit.protocols import Prior, Renderer, scene_of
 from invkit.runtime import dist
 from invkit.types import Estimate, Guess, Rendering, Views
 
@@ -28,7 +30,7 @@ Result = dict[str, Any]
 
 def render(guess: Guess, prior: Prior, renderer: Renderer) -> Estimate:
     """What a guess looks like from its own camera."""
-    scene = prior.decode(guess.latent, guess.label)
+    scene = scene_of(prior, guess)
     return Estimate(guess.latent, guess.camera, scene, renderer(scene, guess.camera), guess.label)
 
 
@@ -254,7 +256,7 @@ def _look(batch: _Batch, prior: Prior, renderer: Renderer, measurements: Sequenc
     if not places:
         return
     guess = guess[places]
-    scene = prior.decode(guess.latent, guess.label)
+    scene = scene_of(prior, guess)
     shown = scene.centered() if looking.centered else scene
     cameras = looking(guess.camera, true, novel)
     num_views = len(cameras) // len(places)

@@ -4,15 +4,16 @@ Whoever wants a picture renders again, so a record cannot disagree with what is 
 file for each image: several processes fill one folder, and a search that is started again finds what is done.
 """
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from invkit.batch import Batch
@@ -115,10 +116,18 @@ class Record:
 
 
 class RecordStore:
-    """A folder with one file for each image, named after it. A file is whole or not there."""
+    """A folder with one file for each image, named after it. A file is whole or not there.
 
-    def __init__(self, dir: Path | str) -> None:
+    What a refinement has found lies beside the records, in a folder `details` of files with the same names.
+
+    Args:
+        refined: read records with these details, where there are any; False reads what the search itself has found.
+    """
+
+    def __init__(self, dir: Path | str, *, refined: bool = True) -> None:
         self.dir = Path(dir)
+        self.details = self.dir / "details"
+        self.refined = refined
 
     def path(self, name: str) -> Path:
         """Where the record of `name` is: any name gives a file name, and no two the same. "a/b" becomes a=2Fb.pt."""
@@ -139,8 +148,51 @@ class RecordStore:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: the file is damaged or is no record of `name`.
+            ValueError: the file is damaged or is no record of `name`; its details are, or are missing though other
+                records have some.
         """
+        record = self._searched(name)
+        if record.found is None or not self.refined or not self.details.is_dir():
+            return record
+        return replace(record, found=replace(record.found, details=self._details(record)))
+
+    def write_details(self, name: str, kind: str, details: Mapping[str, Shaped[Tensor, "1 ..."]]) -> None:
+        """Write what a refinement of this kind has found for an image that has a record, in half precision."""
+        kept = {key: value.detach().cpu().half() for key, value in details.items()}
+        searched = _digest(self._searched(name))
+        path = self.details / self.path(name).name
+        checkpoint.save(path, {"name": name, "kind": kind, "searched": searched, "details": kept})
+
+    def unrefined(self, names: Sequence[str]) -> list[int]:
+        """Positions in `names` whose record was found and has no details that can be read."""
+        found = []
+        for position, name in enumerate(names):
+            try:
+                record = self._searched(name)
+                if record.found is not None:
+                    self._details(record)
+            except ValueError:
+                found.append(position)
+            except FileNotFoundError:
+                continue
+        return found
+
+    def _details(self, record: Record) -> dict[str, Shaped[Tensor, "1 ..."]]:
+        path = self.details / self.path(record.name).name
+        again = "run the same scripts/invert.py command again, or read without details (refined=false)"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: {record.name} was not refined as the others were; {again}")
+        content = checkpoint.load(path)
+        try:
+            searched, details = content["searched"], content["details"]
+            details = {key: value.float() for key, value in details.items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} holds no details ({error!r}); delete it; {again}") from error
+        if searched != _digest(record):
+            raise ValueError(f"{path} belongs to another search of {record.name}; delete it; {again}")
+        return details
+
+    def _searched(self, name: str) -> Record:
         path = self.path(name)
         content = checkpoint.load(path)
         try:
@@ -164,7 +216,7 @@ class RecordStore:
 
     def _is_there(self, name: str) -> bool:
         try:
-            self.read(name)
+            self._searched(name)
         except FileNotFoundError:
             return False
         except ValueError as error:
@@ -175,6 +227,13 @@ class RecordStore:
     def _save(self, record: Record) -> Record:
         checkpoint.save(self.path(record.name), asdict(record))
         return record
+
+
+def _digest(record: Record) -> str:
+    """Of what was found: details of another search are not taken for those of this one."""
+    camera = record.found.camera
+    numbers = [record.found.latent, camera.quat, camera.scale, camera.shift]
+    return hashlib.sha256(b"".join(number.float().contiguous().numpy().tobytes() for number in numbers)).hexdigest()
 
 
 def _record(content: dict[str, Any]) -> Record:

@@ -28,7 +28,8 @@ from meshinv.generator import Generator
 from meshinv.layers import alone
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.prior import truncated_normal
-from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet
+from meshinv.pseudo_truth import PseudoTruth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.tasks.pictures import from_all_sides
 from meshinv.template import Template, mirror_maps

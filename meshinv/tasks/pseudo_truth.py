@@ -23,12 +23,12 @@ from invkit.types import Rendering, Views
 from meshinv.mesh import TexturedMesh, UVMaps, flatness
 from meshinv.pseudo_truth import (
     CameraCorrections,
-    PseudoTruthSet,
     network_input,
     project_photographs,
     write_metadata,
     write_pseudo_truth,
 )
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.reconstruction import ReconstructionNet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.tasks.pictures import from_all_sides

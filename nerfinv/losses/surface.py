@@ -4,6 +4,8 @@ All are means over points that fill the box evenly. Total variation and entropy 
 near the surface and the loss of what floats beside an object are in neither.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.ndimage
 import torch
@@ -11,6 +13,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nerfinv.field import LaplaceDensity, RadianceField, SoftplusDensity
+
+SURFACE_SPREAD = 0.02
+"""Standard deviation about the surface of the points that the Eikonal loss is taken at, relative to half the box."""
+
+BESIDE = 0.004
+"""Standard deviation of the distance to the second point of the total variation, relative to half the box."""
 
 
 def stratified_points(field: RadianceField, cells: int = 31) -> Float[Tensor, "B N 3"]:
@@ -118,3 +126,49 @@ def one_piece(field: RadianceField, cells: int, margin: float) -> Float[Tensor, 
     distance = field.value(points.gather(1, order[..., None].expand(-1, -1, 3)))
     missing = (margin - distance).clamp(min=0) * counted
     return missing.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class SurfaceTerms:
+    """All of them, weighted, as the GAN of radiance fields takes them.
+
+    Args:
+        eikonal_weight, variation_weight, entropy_weight: 0 leaves a term out.
+        cells: they are taken at cells^3 points of each object.
+        surface_points: so many more points, about the surface, for the Eikonal loss (ours).
+        piece_weight: of what floats beside an object (`one_piece`; ours).
+        piece_cells: cells along each side of the box in which pieces are told apart.
+    """
+
+    eikonal_weight: float = 0.1
+    variation_weight: float = 0.5
+    entropy_weight: float = 0.05
+    cells: int = 31
+    surface_points: int = 0
+    piece_weight: float = 0.0
+    piece_cells: int = 32
+
+    def __call__(self, field: RadianceField, ramped: float) -> dict[str, Float[Tensor, ""]]:
+        """The terms by name, means over the objects; total variation and entropy grow with `ramped`."""
+        points = stratified_points(field, self.cells)
+        terms = {}
+        if self.eikonal_weight:
+            value, gradient = value_and_gradient(field, points)
+            terms["eikonal"] = self.eikonal_weight * eikonal(gradient).mean()
+            if self.surface_points:
+                spread = SURFACE_SPREAD * field.half_side
+                near = nearest_to_surface(points, value, gradient, self.surface_points, spread)
+                _, gradient = value_and_gradient(field, near)
+                terms["eikonal_surface"] = self.eikonal_weight * eikonal(gradient).mean()
+        else:
+            value = field.value(points)
+        if self.variation_weight:
+            beside = field.value(points + BESIDE * field.half_side * torch.randn_like(points))
+            variation = total_variation(field.density, value, beside).mean()
+            terms["total_variation"] = ramped * self.variation_weight * variation
+        if self.entropy_weight:
+            terms["entropy"] = ramped * self.entropy_weight * entropy(field.density, value).mean()
+        if self.piece_weight:
+            margin = field.half_side / self.piece_cells
+            terms["one_piece"] = self.piece_weight * one_piece(field, self.piece_cells, margin).mean()
+        return terms

@@ -8,27 +8,24 @@ can grow.
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import count
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from invkit.batch import Batch
 from invkit.data.dataset import ImageSet
 from invkit.data.sampler import StepSampler, batches
-from invkit.geometry.augment import Similarity, blurred, random_similarity
+from invkit.geometry.augment import Similarity, blurred
 from invkit.geometry.camera import Camera
-from invkit.images import composite, grid
+from invkit.images import composite
 from invkit.precision import widened
 from invkit.protocols import Phase, Run
 from invkit.runtime import dist
 from invkit.train.ada import Ada
 from invkit.train.ema import Ema
-from invkit.train.loop import shared_rng
 from invkit.train.schedule import every, ramp
 from invkit.types import Rendering, Views
 from nerfinv.discriminator import Discriminator, pose_vector
@@ -37,31 +34,9 @@ from nerfinv.generator.generator import Generator
 from nerfinv.losses import surface
 from nerfinv.losses.path_length import PathLength, path_lengths
 from nerfinv.renderers.volume import VolumeRenderer
-from nerfinv.tasks.pictures import common, depth, normals, on_white
+from nerfinv.tasks.pictures import sample_sheets
 from nerfinv.tasks.quality import SampleQuality
-
-SAMPLES, AZIMUTHS = 6, 4
-ELEVATION = 20.0
-"""Degrees above the horizon from which sample pictures look; z is up."""
-
-SURFACE_SPREAD = 0.02
-"""Standard deviation about the surface of the points that the Eikonal loss is taken at, relative to half the box."""
-
-BESIDE = 0.004
-"""Standard deviation of the distance to the second point of the total variation, relative to half the box."""
-
-
-@dataclass(frozen=True)
-class Shots(Batch):
-    """What is to be generated for a batch, and how that and the photographs are disturbed."""
-
-    latent: Float[Tensor, "B L"]
-    camera: Camera
-    label: Int[Tensor, "B"] | None
-    mirrored: Bool[Tensor, "B"]
-    moves: Similarity
-    photograph_mirrored: Bool[Tensor, "B"]
-    photograph_moves: Similarity
+from nerfinv.tasks.shots import Shots, ShotSource
 
 
 class GanTask:
@@ -77,10 +52,7 @@ class GanTask:
         warm_up: turns of each player until its learning rate, from a tenth on, is full.
         r1_weight: gamma; half of it weighs the squared gradient at photographs.
         surface_warm_up: in which total variation and entropy get their full weight.
-        cells: the surface losses are taken at cells^3 points of each object.
-        surface_points: so many more points, about the surface, for the Eikonal loss (ours).
-        piece_weight: of what floats beside an object (`surface.one_piece`; ours).
-        piece_cells: cells along each side of the box in which pieces are told apart.
+        eikonal_weight, ..., cells, surface_points, piece_weight, piece_cells: see `surface.SurfaceTerms`.
         blur_sigma, blur_steps: photographs are smoothed by so many of their pixels at first, and not any more after so
             many steps.
         ada: None never augments.
@@ -171,13 +143,16 @@ class GanTask:
         self.quality, self.ada, self.batch_size, self.seed, self.workers = quality, ada, batch_size, seed, workers
         self.warm_up, self.overshoot = warm_up, overshoot
         self.r1_weight, self.path_weight, self.path_warm_up = r1_weight, path_weight, path_warm_up
-        self.eikonal_weight, self.variation_weight, self.entropy_weight = (
-            eikonal_weight,
-            variation_weight,
-            entropy_weight,
+        self.surface_warm_up = surface_warm_up
+        self.surface = surface.SurfaceTerms(
+            eikonal_weight=eikonal_weight,
+            variation_weight=variation_weight,
+            entropy_weight=entropy_weight,
+            cells=cells,
+            surface_points=surface_points,
+            piece_weight=piece_weight,
+            piece_cells=piece_cells,
         )
-        self.surface_warm_up, self.cells, self.surface_points = surface_warm_up, cells, surface_points
-        self.piece_weight, self.piece_cells = piece_weight, piece_cells
         self.blur_sigma, self.blur_steps = blur_sigma, blur_steps
         self.ada_start, self.ada_every = ada_start, ada_every
         self.sphere_steps, self.sphere_radius = sphere_steps, sphere_radius
@@ -185,6 +160,7 @@ class GanTask:
         self.r1_every, self.path_every, self.surface_every = r1_every, path_every, surface_every
         self.half_size_steps = half_size_steps
         self.shift_objects, self.opengl_axes = shift_objects, opengl_axes
+        self.source = ShotSource(data, generator, batch_size=batch_size, ada=ada, mirror=mirror, seed=seed)
         self.sampler = StepSampler(len(data), batch_size, seed)
         self.ema = Ema(generator, ramp(ema_decay, ema_fast, ema_medium))
         self.path_length = PathLength()
@@ -237,48 +213,17 @@ class GanTask:
         nothing = torch.empty(0)
         return (next(photographs) if self.discriminator_due(step) else nothing for step in count(start))
 
-    @cached_property
+    @property
     def cameras(self) -> Camera:
-        """Of all items of the data.
-
-        Raises:
-            ValueError: some are not known.
-        """
-        if self.data.guessed_cameras:
-            raise ValueError(
-                f"task.data: no camera is known of {len(self.data.guessed_cameras)} of {len(self.data)} images, first "
-                f"{self.data.guessed_cameras[0]}; radiance fields are trained under known cameras. Give them, or leave "
-                "these images out"
-            )
-        return self.data.cameras()
-
-    @cached_property
-    def labels(self) -> Int[Tensor, "N"] | None:
-        """Of all items of the data; None where the generator has no classes."""
-        if not self.generator.num_classes:
-            return None
-        return torch.cat([self.data[index].label for index in range(len(self.data))])
+        """Of all items of the data; see `ShotSource`."""
+        return self.source.cameras
 
     def shots(self, step: int) -> Shots:
-        """This rank's part of what is drawn for a step, on the generator's device.
-
-        It is drawn for the whole batch, so it does not depend on how many ranks there are. Cameras are drawn from the
-        data's with replacement.
-        """
-        rng = shared_rng(self.seed, step)
-        chosen = torch.randint(len(self.data), (self.batch_size,), generator=rng)
-        latent = torch.randn(self.batch_size, self.generator.latent_dim, generator=rng)
-        chance = 0.5 if self.mirror else 0.0
-        probability = 0.0 if self.ada is None else self.ada.probability.item()
-        mirrored, photograph_mirrored = torch.rand(2, self.batch_size, generator=rng) < chance
-        moves, photograph_moves = (random_similarity(self.batch_size, rng, probability=probability) for _ in range(2))
-        labels = None if self.labels is None else self.labels[chosen]
-        camera = self.cameras[chosen]
-        camera = camera.mirror().where(mirrored, camera)
-        drawn = Shots(latent, camera, labels, mirrored, moves, photograph_mirrored, photograph_moves)
+        """This rank's part of what is drawn for a step, on the generator's device."""
         size = self.batch_size // dist.world_size()
         like = next(self.generator.parameters())
-        return drawn[dist.rank() * size : (dist.rank() + 1) * size].to(like.device, dtype=like.dtype)
+        own = self.source(step)[dist.rank() * size : (dist.rank() + 1) * size]
+        return own.to(like.device, dtype=like.dtype)
 
     def moved(self, camera: Camera, moves: Similarity) -> Camera:
         return moves.move_object(camera) if self.shift_objects else moves.move(camera)
@@ -299,11 +244,11 @@ class GanTask:
         """Every field a sphere (Eq. 3)."""
         shots = self.shots(step)
         field = self.generator(self.generator.style(shots.latent, shots.label))
-        points = surface.stratified_points(field, self.cells)
+        points = surface.stratified_points(field, self.surface.cells)
         value, gradient = surface.value_and_gradient(field, points)
         return {
             "distance": surface.sphere(value, points, self.sphere_radius).mean(),
-            "eikonal": self.eikonal_weight * surface.eikonal(gradient).mean(),
+            "eikonal": self.surface.eikonal_weight * surface.eikonal(gradient).mean(),
         }
 
     def halved(self, step: int) -> bool:
@@ -347,35 +292,10 @@ class GanTask:
         terms = {"adversarial": F.softplus(-logits).mean()}
         if turn % self.surface_every == 0:
             ramped = _ramped(step - self.sphere_steps, self.surface_warm_up)
-            terms |= {name: self.surface_every * term for name, term in self.surface_terms(field, ramped).items()}
+            terms |= {name: self.surface_every * term for name, term in self.surface(field, ramped).items()}
         if self.path_weight and turn % self.path_every == 0:
             weight = self.path_weight * self.path_every * _ramped(step - self.sphere_steps, self.path_warm_up)
             terms["path_length"] = weight * self.path_length(path_lengths(styles, field)).mean()
-        return terms
-
-    def surface_terms(self, field: RadianceField, ramped: float) -> dict[str, Tensor]:
-        """Eikonal loss, total variation and entropy of the fields, weighted; the last two grow with `ramped`."""
-        points = surface.stratified_points(field, self.cells)
-        terms = {}
-        if self.eikonal_weight:
-            value, gradient = surface.value_and_gradient(field, points)
-            terms["eikonal"] = self.eikonal_weight * surface.eikonal(gradient).mean()
-            if self.surface_points:
-                spread = SURFACE_SPREAD * field.half_side
-                near = surface.nearest_to_surface(points, value, gradient, self.surface_points, spread)
-                _, gradient = surface.value_and_gradient(field, near)
-                terms["eikonal_surface"] = self.eikonal_weight * surface.eikonal(gradient).mean()
-        else:
-            value = field.value(points)
-        if self.variation_weight:
-            beside = field.value(points + BESIDE * field.half_side * torch.randn_like(points))
-            variation = surface.total_variation(field.density, value, beside).mean()
-            terms["total_variation"] = ramped * self.variation_weight * variation
-        if self.entropy_weight:
-            terms["entropy"] = ramped * self.entropy_weight * surface.entropy(field.density, value).mean()
-        if self.piece_weight:
-            margin = field.half_side / self.piece_cells
-            terms["one_piece"] = self.piece_weight * surface.one_piece(field, self.piece_cells, margin).mean()
         return terms
 
     def discriminator_loss(self, photographs: Views, step: int) -> dict[str, Tensor]:
@@ -435,24 +355,10 @@ class GanTask:
     @torch.no_grad()
     def report(self, run: Run, step: int) -> None:
         """Colors, depth and normals of fixed latents from all sides, an object a row; their distance to photographs."""
-        rng = torch.Generator().manual_seed(self.seed)
         generator = self.ema.module
-        like = next(generator.parameters())
-        latent = torch.randn(SAMPLES, generator.latent_dim, generator=rng).to(like)
-        label = None
-        if self.labels is not None:
-            present = torch.tensor(sorted(set(self.labels.tolist())))
-            label = present[torch.linspace(0, len(present) - 1, SAMPLES).long()].to(like.device)
-        sides = [common(self.cameras, ELEVATION, index * 360 / AZIMUTHS) for index in range(AZIMUTHS)]
-        camera = Camera.cat(sides * SAMPLES).to(like.device, dtype=like.dtype)
-        field = generator(generator.style(latent, label)).repeat(AZIMUTHS)
-        extras = {"depth"} | ({"normals"} if generator.density.signed_distance else set())
-        image = on_white(self.renderer)(field, camera, extras=frozenset(extras))
-        sheets = {"samples": image.rgb, "depth": depth(image)}
-        if image.normals is not None:
-            sheets["normals"] = normals(image)
+        sheets = sample_sheets(generator, self.renderer, self.cameras, self.source.labels, self.seed)
         for name, sheet in sheets.items():
-            run.log.image(step, name, grid(sheet, columns=AZIMUTHS))
+            run.log.image(step, name, sheet)
         if self.quality is None:
             return
         scores = self.quality.measure(generator, run.device)

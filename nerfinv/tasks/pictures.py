@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.geometry import rotation
@@ -13,8 +13,13 @@ from invkit.geometry.camera import Camera
 from invkit.images import grid
 from invkit.types import Rendering
 from nerfinv.field import RadianceField
+from nerfinv.generator.generator import Generator
 from nerfinv.manipulation import region_colors
 from nerfinv.renderers.volume import VolumeRenderer
+
+SAMPLES, AZIMUTHS = 6, 4
+ELEVATION = 20.0
+"""Degrees above the horizon from which sample pictures look; z is up."""
 
 NEAREST, FARTHEST = 0.9, -0.8
 """Grey values of depth."""
@@ -42,6 +47,34 @@ def sheet(field: RadianceField, camera: Camera, renderer: VolumeRenderer) -> Flo
     if image.shares is not None:
         columns.append(regions(image))
     return grid(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
+
+
+@torch.no_grad()
+def sample_sheets(
+    generator: Generator, renderer: VolumeRenderer, cameras: Camera, labels: Int[Tensor, "N"] | None, seed: int
+) -> dict[str, Float[Tensor, "3 h w"]]:
+    """Colors, depth and (of signed distances) normals of the same latents each time, from all sides, an object a row.
+
+    Args:
+        cameras: of the data; sides are looked at from as far as from the median of these.
+        labels: of the data, of which present ones are shown in turn; None: there are no classes.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    like = next(generator.parameters())
+    latent = torch.randn(SAMPLES, generator.latent_dim, generator=rng).to(like)
+    label = None
+    if labels is not None:
+        present = torch.tensor(sorted(set(labels.tolist())))
+        label = present[torch.linspace(0, len(present) - 1, SAMPLES).long()].to(like.device)
+    sides = [common(cameras, ELEVATION, index * 360 / AZIMUTHS) for index in range(AZIMUTHS)]
+    camera = Camera.cat(sides * SAMPLES).to(like.device, dtype=like.dtype)
+    field = generator(generator.style(latent, label)).repeat(AZIMUTHS)
+    extras = {"depth"} | ({"normals"} if generator.density.signed_distance else set())
+    image = on_white(renderer)(field, camera, extras=frozenset(extras))
+    sheets = {"samples": image.rgb, "depth": depth(image)}
+    if image.normals is not None:
+        sheets["normals"] = normals(image)
+    return {name: grid(sheet, columns=AZIMUTHS) for name, sheet in sheets.items()}
 
 
 def normals(image: Rendering) -> Float[Tensor, "B 3 H W"]:

@@ -19,7 +19,8 @@ from invkit.geometry.camera import Camera
 from invkit.runtime.run import instantiate_trusted
 from invkit.train.loop import _Player
 from meshinv.mesh import TexturedMesh, UVMaps
-from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet
+from meshinv.pseudo_truth import PseudoTruth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.tasks.gan import GanTask
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -254,7 +254,7 @@ def training(case: dict) -> Case:
     device = torch.device(case["device"])
     for module in task.modules.values():
         module.to(device)
-    become_spheres(task.generator, task.cells)
+    become_spheres(task.generator, task.surface.cells)
     player = next(_Player.of(each, task, device) for each in task.phases if each.name == STEPS[case["part"]])
     discriminates = case["part"] == "discriminator_step"
     given = data.batch(range(case["batch"])).to(device) if discriminates else torch.empty(0)

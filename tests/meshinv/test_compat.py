@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from invkit.geometry.camera import Camera
-from meshinv.compat import (
+from meshinv.architecture import (
     architecture,
     discriminator_architecture,
-    from_released,
     image_discriminator_architecture,
     reconstruction_architecture,
-    to_released,
 )
+from meshinv.compat import from_released, to_released
 from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator

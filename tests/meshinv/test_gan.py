@@ -18,7 +18,8 @@ from invkit.train.loop import fit
 from invkit.types import Rendering
 from meshinv.mesh import TexturedMesh, UVMaps
 from meshinv.prior import truncated_normal
-from meshinv.pseudo_truth import PseudoTruth, PseudoTruthSet
+from meshinv.pseudo_truth import PseudoTruth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.tasks.gan import GanTask
 from meshinv.template import Template

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit.evaluation.measurement import EvaluationProtocol
+from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.evaluation.viewpoints import azimuth_ring
 from invkit.features.vgg import VGG19
 from invkit.features.weights import RANDOM

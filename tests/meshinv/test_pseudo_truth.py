@@ -11,14 +11,8 @@ from torch import nn
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from meshinv.mesh import TexturedMesh, UVMaps
-from meshinv.pseudo_truth import (
-    CameraCorrections,
-    PseudoTruth,
-    PseudoTruthSet,
-    project_photographs,
-    write_metadata,
-    write_pseudo_truth,
-)
+from meshinv.pseudo_truth import CameraCorrections, PseudoTruth, project_photographs, write_metadata, write_pseudo_truth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.template import Template, mirror_maps, unfold
 

@@ -14,7 +14,8 @@ import torch
 
 from invkit.metrics.gaussian import Gaussian
 from meshinv.mesh import UVMaps
-from meshinv.pseudo_truth import CameraCorrections, PseudoTruthSet, write_metadata, write_pseudo_truth
+from meshinv.pseudo_truth import CameraCorrections, write_metadata, write_pseudo_truth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.published import class_of_folder, read_cameras, read_npz
 
 PROTOCOLS = (2, 3, 4, 5)

@@ -16,7 +16,8 @@ from meshinv.discriminators.patch import PatchDiscriminator
 from meshinv.discriminators.uv import UVDiscriminator
 from meshinv.generator import Generator
 from meshinv.mesh import UVMaps
-from meshinv.pseudo_truth import CameraCorrections, PseudoTruth, PseudoTruthSet, write_metadata, write_pseudo_truth
+from meshinv.pseudo_truth import CameraCorrections, PseudoTruth, write_metadata, write_pseudo_truth
+from meshinv.pseudo_truth_set import PseudoTruthSet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.tasks.gan import GanTask
 from meshinv.template import Template, unfold

@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from invkit.evaluation.measurement import EvaluationProtocol
+from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.metrics.mean import pictures
 from invkit.types import Rendering, Views
 from nerfinv.renderers.plain import PlainRenderer

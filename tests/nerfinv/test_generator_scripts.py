@@ -67,7 +67,7 @@ def test_a_preset_sets_its_switches_and_no_others(preset, data, tmp_path, monkey
     assert (task.renderer.offset, task.quality.renderer.offset) == ((0.0, 0.0) if official else (0.5, 0.5))
     assert (task.renderer.random, task.quality.renderer.random) == (True, official)
     assert task.generator.synthesis.b4.conv1.random_noise_in_eval is official
-    assert (task.variation_weight, task.entropy_weight, task.blur_steps) == (
+    assert (task.surface.variation_weight, task.surface.entropy_weight, task.blur_steps) == (
         (0, 0, 0) if paper else (0.5, 0.05, 12_500)
     )
     assert task.mixed_precision is fast

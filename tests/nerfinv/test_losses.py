@@ -11,7 +11,7 @@ from nerfinv.field import LaplaceDensity, RadianceField, SoftplusDensity
 from nerfinv.generator.generator import Generator
 from nerfinv.losses import surface
 from nerfinv.losses.path_length import PathLength, path_lengths
-from nerfinv.tasks.generator import BESIDE
+from nerfinv.losses.surface import BESIDE
 from tests.nerfinv.filled import filled_generator, latents
 from tests.nerfinv.tiny_fields import bumpy_balls
 

@@ -13,7 +13,8 @@ from invkit.data.dataset import ImageSet, subset
 from invkit.data.folder import Folder
 from invkit.evaluation import viewpoints
 from invkit.evaluation.evaluator import contact_sheet, evaluate, measure, render, statuses
-from invkit.evaluation.measurement import EvaluationProtocol, Instruments, truncated
+from invkit.evaluation.instruments import Instruments
+from invkit.evaluation.protocol import EvaluationProtocol, truncated
 from invkit.evaluation.viewpoints import NovelViews, RandomPlace, Ring, SameObject
 from invkit.features.lpips import LPIPS
 from invkit.inversion.inverter import Inverter, Stage

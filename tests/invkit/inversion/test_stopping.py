@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from invkit.evaluation.measurement import EvaluationProtocol
+from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.geometry.camera import Camera
 from invkit.inversion.inverter import Inverter, Stage
 from invkit.inversion.objective import Objective, WeightedTerm
