@@ -75,8 +75,9 @@ def test_path_lengths_are_those_of_the_released_code(generator):
     close(PathLength()(torch.tensor([3.3707063, 3.8133256])).mean(), 0.0489780)
     parameters = [generator.mapping.fc1.weight, generator.synthesis.b4.const]
     by_mapping, by_const = torch.autograd.grad(lengths.mean(), parameters, retain_graph=True)
-    close(by_mapping.abs().sum(), 1.62783, rtol=1e-3)
-    close(by_const.abs().sum(), 9.79481, rtol=1e-3)
+    # Their gradients even more so: from one processor's kernels to another's they differ in the third digit.
+    close(by_mapping.abs().sum(), 1.62783, rtol=5e-3)
+    close(by_const.abs().sum(), 9.79481, rtol=5e-3)
     # Without a palette there are as many slots as the planes have, of the same network.
     alone = path_lengths(styles, replace(field, palette=None)) * math.sqrt(
         generator.num_styles / (generator.num_styles - 1)
