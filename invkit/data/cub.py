@@ -82,7 +82,14 @@ class Cub(AnnotatedPhotos):
 
     @classmethod
     def for_nerfinv(
-        cls, root: str | Path, split: str, size: int = 128, *, whole_image: bool = False, mirrored: bool = False
+        cls,
+        root: str | Path,
+        split: str,
+        size: int = 128,
+        *,
+        whole_image: bool = False,
+        crop_padding: float = 0.05,
+        mirrored: bool = False,
     ) -> "Cub":
         """Radiance-field inversion's items: area resampling, soft masks, exact mirroring.
 
@@ -90,8 +97,10 @@ class Cub(AnnotatedPhotos):
 
         Args:
             whole_image: no cropping, as the paper trains its generator (at 256, halved later), with mirrored copies.
+            crop_padding: growth of the box on each side, relative to its extent. What a generator makes outside of the
+                crop is seen from few cameras, so that one trained on crops wants some room.
         """
-        padding = None if whole_image else Preparation.crop_padding
+        padding = None if whole_image else crop_padding
         preparation = Preparation(resize_area, mask_threshold=None, crop_padding=padding)
         return cls(root, split, size, preparation=preparation, mirrored=mirrored, exact_mirror=True)
 
