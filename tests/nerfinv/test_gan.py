@@ -525,3 +525,14 @@ def test_the_prior_samples_styles_of_every_slot(rng):
 
 def test_it_is_a_task():
     assert isinstance(tiny_gan(), Task)
+
+
+def test_a_trained_generator_can_be_begun_with():
+    trained = tiny_gan(seed=5).generator
+    task = tiny_gan(initial=trained, sphere_steps=0)
+    for name, value in trained.state_dict().items():
+        assert torch.equal(task.generator.state_dict()[name], value)
+        assert torch.equal(task.ema.module.state_dict()[name], value)
+    assert task.generator.mapping.fc1.weight is not trained.mapping.fc1.weight
+    with pytest.raises(ValueError, match=r"give task\.sphere_steps=0"):
+        tiny_gan(initial=trained)

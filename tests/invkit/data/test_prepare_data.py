@@ -105,6 +105,17 @@ def test_the_real_birds_become_a_data_set(source, tmp_path, capsys):
             assert record.path.read_bytes() == original.read_bytes()
 
 
+def test_held_out_birds_with_even_ids_can_be_trained_with(source, tmp_path, capsys):
+    # Of the three, 12 is held out.
+    target = tmp_path / "more"
+    assert prepare_data.main(["cub-subset", str(source), str(target), "--even-train"]) == 0
+    assert Cub(target, "train", 64).names == ["007.Kind/Kind_0", "008.Kind/Kind_1", "009.Kind/Kind_2"]
+    assert prepare_data.main(["cub-subset", str(source), "--check", "--even-train"]) == 0
+    assert "train: 3 birds" in capsys.readouterr().out
+    # Another choice is another data set.
+    assert prepare_data.main(["cub-subset", str(source), str(target)]) == 1
+
+
 def test_projected_points_keep_their_place_in_the_photograph(source, tmp_path):
     cub_subset.write_subset(source, tmp_path / "made")
     subset = cub_subset.read_subset(source)

@@ -120,7 +120,7 @@ def test_a_record_without_details_among_others_is_told_of(store):
     refined(store, Mean())
     path = store.details / store.path(Grey.names[1]).name
     path.unlink()
-    with pytest.raises(ValueError, match="photo=2F1.pt is missing: photo/1 was not refined"):
+    with pytest.raises(ValueError, match=r"photo=2F1\.pt is missing: photo/1 was not refined"):
         store.read(Grey.names[1])
     checkpoint.save(path, {"name": "x"})
     with pytest.raises(ValueError, match="holds no details"):
