@@ -67,6 +67,7 @@ class EncoderTask:
         data: its cameras are used. Give the split, crop and size that the generator was trained with.
         generator: commonly the running average of the trained one. It is taken over: put in evaluation mode, frozen.
         regressor: None trains the encoder alone.
+        initial: a trained encoder of the same layout to begin with, of another generator, say.
         pretrained: file of a backbone trained on ImageNet (`mit_b5.pth`) that all backbones start from, as in the
             paper; None starts from random weights.
         coords_weight: of the positions in the loss. They are in object units: where objects are small, so is this term
@@ -86,6 +87,7 @@ class EncoderTask:
         encoder: Encoder,
         renderer: VolumeRenderer,
         regressor: PoseRegressor | None = None,
+        initial: Encoder | None = None,
         pretrained: str | None = None,
         batch_size: int = 32,
         rate: float = 6e-5,
@@ -108,6 +110,8 @@ class EncoderTask:
             )
         if reuse < 1:
             raise ValueError(f"task.reuse={reuse} must be at least 1, which renders anew at every step")
+        if initial is not None:
+            encoder.load_state_dict(initial.state_dict())
         self.data, self.renderer, self.reuse = data, renderer, reuse
         self.generator = generator.eval().requires_grad_(False)
         self.encoder, self.regressor = encoder, regressor
