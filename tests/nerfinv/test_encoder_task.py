@@ -371,3 +371,13 @@ def test_all_backbones_start_from_the_published_one(tmp_path):
         state: dict[str, Tensor] = net.state_dict()
         assert all(torch.equal(state[name], value) for name, value in published.items())
         assert not (state["linear_pred.weight"] == 0.5).all()
+
+
+def test_a_trained_encoder_can_be_begun_with():
+    torch.manual_seed(9)
+    trained = Encoder(backbone(), head_width=6, latent_dim=STYLE)
+    found = encoder_task(initial=trained).encoder
+    assert found is not trained
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in trained.state_dict().items())
+    fresh = encoder_task().encoder.state_dict()
+    assert any(not torch.equal(value, fresh[name]) for name, value in trained.state_dict().items())
