@@ -24,6 +24,7 @@ class Views(Batch):
         camera: where it was seen from.
         label: class, 0-based; None where the data has no classes.
         index: position in the data set the views come from.
+        guessed: where the camera is a guess and says nothing; None: all are known.
     """
 
     rgb: Float[Tensor, "B 3 H W"]
@@ -31,6 +32,7 @@ class Views(Batch):
     camera: Camera
     label: Int[Tensor, "B"] | None
     index: Int[Tensor, "B"]
+    guessed: Bool[Tensor, "B"] | None = None
 
     def mirror(self, index_width: int | None = None) -> "Views":
         """The flipped photographs with the matching cameras; see `Camera.mirror` for `index_width`."""

@@ -98,7 +98,8 @@ class Folder(ImageSet):
         camera = _guess(box) if photo.camera is None else Camera.from_cmr(photo.camera)
         rgb, mask = self.preparation.cut(rgb, mask, square, self.size)
         label = None if photo.label is None else torch.tensor([photo.label])
-        views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]))
+        guessed = torch.tensor([photo.camera is None])
+        views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]), guessed)
         return views.to("cpu", dtype=torch.float32)
 
     def square(self, index: int) -> Box:

@@ -13,8 +13,8 @@ def camera_prior(
 ) -> Float[Tensor, "B"]:
     """Half the squared distance of the camera from that of the photograph, in standard deviations of its source.
 
-    Without it a search turns the object where a wrong shape would otherwise have to change. Meant for given cameras; a
-    guessed one says nothing.
+    Without it a search turns the object where a wrong shape would otherwise have to change. A guessed camera
+    (`Views.guessed`) says nothing and costs nothing.
 
     Args:
         degrees: of rotation. The turn by an angle a counts 2 sin(a / 2), which is a for small ones.
@@ -26,4 +26,5 @@ def camera_prior(
     turn = 4 * (1 - along / given.quat.square().sum(dim=1)) / math.radians(degrees) ** 2
     grown = (found.scale / given.scale).log() / zoom
     moved = ((found.shift - given.shift) / shift).square().sum(dim=1)
-    return (turn + grown.square() + moved) / 2
+    cost = (turn + grown.square() + moved) / 2
+    return cost if target.guessed is None else cost * ~target.guessed
