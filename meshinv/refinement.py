@@ -103,8 +103,7 @@ class TextureRefinement:
         mesh, camera, usable = _made_finite(mesh, guess.camera, views)
         seen, confidence = self.seen(mesh, camera, views.rgb.nan_to_num(), views.mask.nan_to_num())
         known, alpha = self._mirrored(seen, confidence) if mesh.template.symmetric else (seen, confidence)
-        difference = continued(known - generated.nan_to_num(), alpha, self.reach)
-        texture = torch.lerp(generated + difference, known, alpha).clamp(-1, 1)
+        texture = torch.lerp(self._agreeing(generated.nan_to_num(), known, alpha), known, alpha)
         usable = usable & (alpha.mean((1, 2, 3)) >= self.min_known)
         return {"texture": torch.where(usable[:, None, None, None], texture, generated)}
 
@@ -170,6 +169,17 @@ class TextureRefinement:
         total = confidence + other
         known = (confidence * seen + other * mirror_maps(seen)) / total.clamp(min=1e-6)
         return known, total
+
+
+    def _agreeing(
+        self, generated: Float[Tensor, "B 3 T T"], known: Float[Tensor, "B 3 T T"], alpha: Float[Tensor, "B 1 T T"]
+    ) -> Float[Tensor, "B 3 T T"]:
+        """The generator's texture with its colors brought to those that are known around it."""
+        moved = generated + continued(known - generated, alpha, self.reach)
+        # Where details of the two lie side by side at the seam, their difference is no tint, and added further on it
+        # makes colors that are in neither. So the sum stays between the generator's color and the continued known one.
+        smooth = continued(known, alpha)
+        return moved.clamp(torch.minimum(generated, smooth), torch.maximum(generated, smooth))
 
 
 def inside(mask: Float[Tensor, "B 1 S S"], rim: float, feather: float) -> Float[Tensor, "B 1 S S"]:
