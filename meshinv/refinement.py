@@ -22,6 +22,7 @@ from invkit.geometry.camera import Camera
 from invkit.images import resize_antialias
 from invkit.protocols import Prior, Renderer
 from invkit.types import Guess, Views
+from meshinv.membrane import CELLS, continued, tint
 from meshinv.mesh import TexturedMesh, face_corners
 from meshinv.renderers.raster import rasterize
 from meshinv.renderers.reference import corners_on_screen, facing
@@ -29,26 +30,22 @@ from meshinv.template import Template, mirror_maps
 
 BEHIND = -1e4
 """Depth where nothing is drawn: farther than anything."""
-COARSEST = 8
-"""Side of the coarsest grid on which differences are continued."""
-SWEEPS = 24
-"""Relaxations on each grid; the coarser one has done the long distances."""
-STIFFNESS = 30.0
-"""How much a fully known texel outweighs its four neighbors."""
 
 
 class TextureRefinement:
     """Textures with the colors of the photographs.
 
     Args:
-        size: side of the texture that is made, even; larger than the generator's keeps the photograph's sharpness.
+        size: side of the texture that is made, a power of 2; larger than the generator's keeps the photograph's
+            sharpness.
         supersample: places looked at along each side of a texel; their mean is taken.
         full_angle: degrees between surface and line of sight up to which a texel is fully believed.
         max_angle: degrees from which it is not believed at all; in between confidence falls smoothly.
         rim: width of the band inside the mask's outline that is not believed, as a fraction of the picture's side; at
             least one pixel.
         feather: width of the band within it over which confidence rises to 1, likewise.
-        mirror: how far the mirror image of a texel is believed where the texel itself is not shown, 0 to 1; only for
+        mirror: weight at least of the mirror image of a texel, against the generator's, where the texel itself is not
+            shown, 0 to 1; it concerns details only, the tint is the mirror image's. None does not look at it. Only for
             objects that are symmetric (`Template.symmetric`).
         reach: how far the colors of the photograph tint what it does not show, radians on the template's sphere; the
             tint fades by about e over this distance. Infinite does not fade.
@@ -71,17 +68,17 @@ class TextureRefinement:
         max_angle: float = 75.0,
         rim: float = 0.012,
         feather: float = 0.016,
-        mirror: float = 1.0,
+        mirror: float | None = 0.5,
         reach: float = math.inf,
         visibility_size: int = 512,
         min_known: float = 0.002,
     ) -> None:
-        if size < COARSEST or size % 2:
-            raise ValueError(f"the texture needs an even size of at least {COARSEST}; got size={size}")
+        if size < CELLS or size & (size - 1):
+            raise ValueError(f"the side of the texture must be a power of 2, at least {CELLS}; got size={size}")
         if not 0 <= full_angle < max_angle < 90:
             raise ValueError(f"0 <= full_angle < max_angle < 90 must hold; got {full_angle} and {max_angle}")
-        if not 0 <= mirror <= 1:
-            raise ValueError(f"mirror is a confidence between 0 and 1; got {mirror}")
+        if mirror is not None and not 0 <= mirror <= 1:
+            raise ValueError(f"mirror is a weight between 0 and 1, or None; got {mirror}")
         if min(rim, feather) < 0 or reach <= 0 or supersample < 1:
             raise ValueError(f"out of range: one of {rim=}, {feather=}, {reach=}, {supersample=}")
         self.size, self.supersample, self.visibility_size = size, supersample, visibility_size
@@ -102,7 +99,9 @@ class TextureRefinement:
         generated = resampled(mesh.texture, mesh.template, self.size)
         mesh, camera, usable = _made_finite(mesh, guess.camera, views)
         seen, confidence = self.seen(mesh, camera, views.rgb.nan_to_num(), views.mask.nan_to_num())
-        known, alpha = self._mirrored(seen, confidence) if mesh.template.symmetric else (seen, confidence)
+        known, alpha = seen, confidence
+        if mesh.template.symmetric and self.mirror is not None:
+            known, alpha = self._mirrored(seen, confidence, generated.nan_to_num())
         texture = torch.lerp(self._agreeing(generated.nan_to_num(), known, alpha), known, alpha)
         usable = usable & (alpha.mean((1, 2, 3)) >= self.min_known)
         return {"texture": torch.where(usable[:, None, None, None], texture, generated)}
@@ -162,14 +161,24 @@ class TextureRefinement:
         return wanted & (divisor > 1e-3) & (found[:, 0, 0] - own < slack)
 
     def _mirrored(
-        self, seen: Float[Tensor, "B 3 T T"], confidence: Float[Tensor, "B 1 T T"]
+        self, seen: Float[Tensor, "B 3 T T"], confidence: Float[Tensor, "B 1 T T"], generated: Float[Tensor, "B 3 T T"]
     ) -> tuple[Float[Tensor, "B 3 T T"], Float[Tensor, "B 1 T T"]]:
-        """Colors and confidence where the mirror image of a texel stands in as far as the texel is not shown."""
-        other = self.mirror * (1 - confidence) * mirror_maps(confidence)
-        total = confidence + other
-        known = (confidence * seen + other * mirror_maps(seen)) / total.clamp(min=1e-6)
-        return known, total
+        """Colors and confidence where the mirror image of a texel stands in as far as the texel is not shown.
 
+        A camera that is found a little turned puts details to one side of where they are, and their mirror images to
+        the other. The generator has its own details in place, if it knows this object; then the mean of the two is
+        nearest to the truth. If it does not know it, they differ in tint too, and not in details alone: the share of
+        the tint in what they differ in is how far the mirror image is believed.
+        """
+        difference = seen - generated
+        explained = (tint(difference, confidence).square() * confidence).sum((1, 2, 3))
+        share = explained / (difference.square() * confidence).sum((1, 2, 3)).clamp(min=1e-6)
+        weight = share.clamp(self.mirror, 1)[:, None, None, None]
+        away, there = mirror_maps(seen) - generated, mirror_maps(confidence)
+        stand_in = generated + torch.lerp(tint(away, there), away, weight)
+        other = (1 - confidence) * there
+        total = confidence + other
+        return (confidence * seen + other * stand_in) / total.clamp(min=1e-6), total
 
     def _agreeing(
         self, generated: Float[Tensor, "B 3 T T"], known: Float[Tensor, "B 3 T T"], alpha: Float[Tensor, "B 1 T T"]
@@ -202,66 +211,6 @@ def inside(mask: Float[Tensor, "B 1 S S"], rim: float, feather: float) -> Float[
 def _eroded(inside: Float[Tensor, "B 1 S S"]) -> Float[Tensor, "B 1 S S"]:
     """Without the pixels that touch the outside, corners included; the border of the picture is no outside."""
     return -functional.max_pool2d(-inside, 3, stride=1, padding=1)
-
-
-def continued(
-    values: Float[Tensor, "B C T T"], alpha: Float[Tensor, "B 1 T T"], reach: float = math.inf
-) -> Float[Tensor, "B C T T"]:
-    """The values where they are known, and between these a membrane: a harmonic function on the template's sphere.
-
-    It is solved by relaxation from coarse grids to fine ones. Columns wrap around; rows get shorter towards the poles.
-
-    Args:
-        alpha: how well a value is known, 0 to 1.
-        reach: radians over which a value fades, by about e, where there are none; see `TextureRefinement`.
-    """
-    levels = [(values, alpha)]
-    while levels[-1][1].shape[-1] % 2 == 0 and levels[-1][1].shape[-1] > COARSEST:
-        value, weight = levels[-1]
-        pooled = functional.avg_pool2d(weight, 2)
-        levels.append((functional.avg_pool2d(value * weight, 2) / pooled.clamp(min=1e-6), pooled))
-    value, weight = levels[-1]
-    mean = (value * weight).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
-    membrane = mean.expand_as(value)
-    for value, weight in reversed(levels):
-        if membrane.shape[-1] != value.shape[-1]:
-            membrane = _doubled(membrane)
-        membrane = _relaxed(membrane, value, weight, reach)
-    return membrane
-
-
-def _doubled(maps: Float[Tensor, "B C T T"]) -> Float[Tensor, "B C W W"]:
-    """Twice as large, across the seam too."""
-    wrapped = functional.pad(maps, (1, 1, 0, 0), mode="circular")
-    size = (2 * maps.shape[2], 2 * wrapped.shape[3])
-    return functional.interpolate(wrapped, size=size, mode="bilinear", align_corners=False)[..., 2:-2]
-
-
-def _relaxed(
-    membrane: Float[Tensor, "B C T T"], value: Float[Tensor, "B C T T"], weight: Float[Tensor, "B 1 T T"], reach: float
-) -> Float[Tensor, "B C T T"]:
-    """The membrane after some sweeps of red-black relaxation."""
-    side = value.shape[-1]
-    rows = torch.arange(side, device=value.device, dtype=value.dtype)
-    step = math.pi / side  # between rows; columns are two of it apart at the equator
-    # How well neighbors conduct: across rows by the length of the circle between them, along a row by its inverse.
-    above = 2 * (rows * step).sin()[:, None]
-    below = 2 * ((rows + 1) * step).sin().clamp(min=0)[:, None]
-    circle = ((rows + 0.5) * step).sin()[:, None]
-    beside = 0.5 / circle
-    around = above + below + 2 * beside
-    # What is surely known is pinned, what is hardly known only pulls.
-    pull = STIFFNESS * weight / (1.02 - weight) * around
-    total = around + pull + 2 * circle * step**2 / reach**2
-    columns = torch.arange(side, device=value.device)
-    red = (columns[:, None] + columns) % 2 == 0
-    for sweep in range(2 * SWEEPS):
-        up = torch.cat([membrane[:, :, :1], membrane[:, :, :-1]], dim=2)
-        down = torch.cat([membrane[:, :, 1:], membrane[:, :, -1:]], dim=2)
-        sideways = membrane.roll(1, 3) + membrane.roll(-1, 3)
-        update = (above * up + below * down + beside * sideways + pull * value) / total
-        membrane = torch.where(red if sweep % 2 else ~red, update, membrane)
-    return membrane
 
 
 def resampled(texture: Float[Tensor, "B 3 H W"], template: Template, size: int) -> Float[Tensor, "B 3 T T"]:

@@ -38,7 +38,7 @@ ROOMS = {
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
-    {"template", "planes", "published"},
+    {"template", "planes", "published", "membrane"},
     {"field"},
     {"mesh"},
     {"layers"},
