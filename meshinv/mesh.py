@@ -1,5 +1,6 @@
 """Textured meshes, and the UV maps they are drawn from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,6 +89,21 @@ class TexturedMesh(Batch):
     def centered(self) -> "TexturedMesh":
         """The meshes moved so that the mean of the vertices is the origin (where novel views look at)."""
         return replace(self, vertices=self.vertices - self.vertices.mean(1, keepdim=True))
+
+    def with_details(self, details: Mapping[str, Tensor]) -> "TexturedMesh":
+        """The meshes with the textures that were found for them after the search: `details["texture"]`, of any size.
+
+        Raises:
+            ValueError: there are not as many textures as meshes, or something else is among the details.
+        """
+        if unknown := set(details) - {"texture"}:
+            raise ValueError(f"a mesh can be given a texture; it was given {', '.join(sorted(unknown))}")
+        if "texture" not in details:
+            return self
+        texture = details["texture"].to(self.texture)
+        if len(texture) != len(self):
+            raise ValueError(f"{len(texture)} textures for {len(self)} meshes")
+        return replace(self, texture=texture)
 
 
 def face_corners(values: Shaped[Tensor, "B V C"], template: Template | Topology) -> Shaped[Tensor, "B F 3 C"]:

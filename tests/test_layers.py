@@ -38,13 +38,13 @@ ROOMS = {
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
-    {"template", "planes", "published"},
+    {"template", "planes", "published", "membrane"},
     {"field"},
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
     {"prior", "architecture"},
-    {"init", "pseudo_truth"},
+    {"init", "pseudo_truth", "refinement"},
     {"pseudo_truth_set"},
     {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
