@@ -11,7 +11,8 @@ For each photograph, in runs/reconstruct/<its name>: <its name>.glb, panel.png, 
 network saw, result.json, and input/, a data set of this one photograph. The records lie in runs/reconstruct/records, so
 scripts/export.py makes turntables of them (inversion=runs/reconstruct). A photograph that cannot be used is told of in
 result.json and stops no other; the exit status is 2 if none could be used. `mask_from` says there where the silhouette
-came from: given, alpha, box or mask_rcnn, with +grabcut if it was improved.
+came from: given, alpha, box or mask_rcnn, with +grabcut if it was improved. The status is `doubtful` where `doubts` has
+reasons not to believe the result: a mask that does not look like one, or a silhouette that could not be matched.
 
 In result.json, `camera` is [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph, as camera=... takes it: a point p
 of the object, (x, -z, y) of a vertex of the GLB, is seen at s (R(q) p)_xy + t, x right, y down, from the corner of the
@@ -51,8 +52,9 @@ from invkit.features.silhouette import MaskRCNN
 from invkit.features.weights import WEIGHTS
 from invkit.geometry.camera import Camera
 from invkit.images import composite, read_image, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
+from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, refuse_unusable
-from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.metrics.iou import iou
 from invkit.protocols import Renderer
 from invkit.runtime.files import written_aside
@@ -118,7 +120,7 @@ def reconstruct(cfg: DictConfig) -> None:
                 views = prepared(photograph, found, folder / "input", size, preparation).to(run.device)
                 search = beginning_with(inverter, first_guesses(inverter.init, around, photograph))
                 result = reconstructed(search, views, photograph, folder, store, cfg.resolution, cfg.largest)
-                result["mask_from"] = found.source
+                result = {**judged(result, photograph, found, doubt.Thresholds(**cfg.doubt)), "mask_from": found.source}
             except (ValueError, OSError) as error:
                 result = {"image": str(photograph.image), "status": str(error)}
                 store.write_failure(photograph.name, 0, str(error))
@@ -126,7 +128,7 @@ def reconstruct(cfg: DictConfig) -> None:
             results[photograph.name] = result
             run.log.message(f"{photograph.name}: {summary(result, folder)}")
         run.result({"images": results})
-        if not any(result["status"] == OK for result in results.values()):
+        if not any(result["status"] in (OK, DOUBTFUL) for result in results.values()):
             raise SystemExit(2)
 
 
@@ -333,6 +335,17 @@ def reconstructed(
     }
 
 
+def judged(
+    result: dict[str, Any], photograph: Given, found: Silhouetted, thresholds: doubt.Thresholds
+) -> dict[str, Any]:
+    """The result with its doubts, in words, and DOUBTFUL for OK where there are any."""
+    hinted = found.hint is not None and photograph.box is None
+    reasons = doubt.doubts_about_mask(found.hint if hinted else found.mask, thresholds)
+    reasons += doubt.doubts_about_search(result["iou_after"], thresholds)
+    status = DOUBTFUL if reasons and result["status"] == OK else result["status"]
+    return {**result, "status": status, "doubts": reasons}
+
+
 def in_photograph(camera: Camera, folder: Path) -> list[float]:
     """A camera of the crop as [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph.
 
@@ -353,7 +366,7 @@ def summary(result: dict[str, Any], folder: Path) -> str:
     told = f"IoU {result['iou_before']:.2f} before, {result['iou_after']:.2f} after, {result['seconds']:.0f} s"
     if result["why_no_mesh"]:
         told += f", no mesh ({result['why_no_mesh']})"
-    return f"{result['status']}, {told}, see {folder / 'panel.png'}"
+    return "\n  ".join([f"{result['status']}, {told}, see {folder / 'panel.png'}", *result["doubts"]])
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

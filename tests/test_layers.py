@@ -32,7 +32,7 @@ ROOMS = {
     "runtime": ({"files"}, {"dist", "log", "checkpoint", "conversion", "pickles"}, {"run"}),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
-    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter"}),
+    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter", "doubt"}),
     "evaluation": ({"viewpoints", "report"}, {"measurement", "page"}, {"evaluator"}),
 }
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}

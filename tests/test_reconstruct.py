@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from invkit.data.folder import Folder
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
-from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.runtime import checkpoint
 from meshinv.generator import Generator
 from meshinv.init import BestOfViews
@@ -100,6 +100,7 @@ def run(desk, script) -> Callable[..., dict]:
             "+around.azimuths=4",
             "+around.inclinations=[30.0]",
             "+around.keep=2",
+            "doubt.min_iou=0",  # the generator was never trained
         ]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose("reconstruct", [*small, *overrides])
@@ -231,6 +232,22 @@ def test_another_photograph_may_follow_in_the_same_folder(desk, run, made):
 def test_names_are_the_files_and_never_the_same(script):
     paths = [Path(name) for name in ("a/x.jpg", "b/x.png", "records.png", "x_2.png", "x.tif")]
     assert script.names(paths) == ["x", "x_2", "records_2", "x_2_2", "x_3"]
+
+
+def test_a_result_says_when_not_to_believe_it(desk, run, tmp_path, capsys):
+    inverted = desk.save("inverted.png", Image.fromarray(255 - desk.mask))
+    masks = f"mask=[{desk.outline},{inverted},{desk.photo}]"
+    photos = f"image=[{desk.photo},{desk.photo},{desk.photo}]"
+    right, wrong, own = run(tmp_path, photos, masks, "label=0").values()
+    assert (right["status"], right["doubts"]) == (OK, [])
+    assert wrong["status"] == own["status"] == DOUBTFUL
+    assert "as if it were inverted" in wrong["doubts"][0]
+    assert "as if it were a photograph" in own["doubts"][0]
+    assert "as if it were inverted" in capsys.readouterr().err
+    (result,) = run(tmp_path, f"image={desk.photo}", f"mask={desk.outline}", "label=0", "doubt.min_iou=1").values()
+    assert result["status"] == DOUBTFUL
+    assert "below 1" in result["doubts"][0]
+    assert RecordStore(tmp_path / "records").read("robin").status == OK
 
 
 # ---- What goes wrong -------------------------------------------------------------------------------------------------
