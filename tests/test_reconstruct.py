@@ -243,7 +243,7 @@ def test_a_result_says_when_not_to_believe_it(desk, run, tmp_path, capsys):
     assert wrong["status"] == own["status"] == DOUBTFUL
     assert "as if it were inverted" in wrong["doubts"][0]
     assert "as if it were a photograph" in own["doubts"][0]
-    assert "as if it were inverted" in capsys.readouterr().err
+    assert "as if it were inverted" in capsys.readouterr().out
     (result,) = run(tmp_path, f"image={desk.photo}", f"mask={desk.outline}", "label=0", "doubt.min_iou=1").values()
     assert result["status"] == DOUBTFUL
     assert "below 1" in result["doubts"][0]

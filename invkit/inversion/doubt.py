@@ -38,12 +38,12 @@ class Thresholds:
         max_cover: part of the picture that is the mask.
     """
 
-    min_iou: float = 0.6
-    max_rim: float = 0.8
-    max_gray: float = 0.4
-    min_largest: float = 0.6
+    min_iou: int | float = 0.6
+    max_rim: int | float = 0.8
+    max_gray: int | float = 0.4
+    min_largest: int | float = 0.6
     min_pixels: int = 256
-    max_cover: float = 0.92
+    max_cover: int | float = 0.92
 
 
 @dataclass(frozen=True)
