@@ -4,7 +4,8 @@
     torchrun --nproc_per_node=4 scripts/invert.py experiment=meshinv_invert_cub
 
 Run the same command again to resume: an image that already has a record is skipped. An image that cannot be used leaves
-a record that says why. result.json and images/reconstructions.png are made from the records at the end.
+a record that says why. result.json and images/reconstructions.png are made from the records at the end; there an image
+is `doubtful` where its mask or its overlap are reasons not to believe the result (`doubts`).
 """
 
 import time
@@ -20,8 +21,9 @@ from invkit.data import index_sets
 from invkit.data.dataset import ImageSet, subset
 from invkit.evaluation.evaluator import contact_sheet, evaluate, render
 from invkit.images import write_png
+from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, invert_all
-from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.inversion.refinement import refine_all
 from invkit.runtime import dist
 from invkit.runtime.run import Run, instantiate_trusted, main
@@ -51,10 +53,14 @@ def invert(cfg: DictConfig) -> None:
         result = evaluate(
             store, inverter.prior, inverter.renderer, dataset, batch_size=cfg.batch_size, device=run.device
         )
+        result["images"] = doubt.judged(result["images"], dataset, doubt.Thresholds(**cfg.doubt))
         statuses = Counter(image["status"] for image in result["images"].values())
         run.result({"protocol": cfg.protocol, "statuses": statuses, "seconds_per_image": seconds, **result})
         if run.rank == 0:
             picture(inverter, dataset, store, cfg.pictures, run)
+            for name, image in result["images"].items():
+                if image["status"] == DOUBTFUL:
+                    run.log.message(f"{name}: {DOUBTFUL}, {'; '.join(image['doubts'])}")
             run.log.message(summary(result))
 
 

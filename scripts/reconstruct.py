@@ -2,13 +2,17 @@
 
     python scripts/reconstruct.py image=robin.jpg mask=robin_mask.png
     python scripts/reconstruct.py image=robin.png                                # its alpha is the silhouette
+    python scripts/reconstruct.py image=robin.jpg box=[120,80,560,430]           # or it is cut out of a box
+    python scripts/reconstruct.py image=robin.jpg mask=robin_mask.png mask_refine=grabcut     # a mask drawn roughly
     python scripts/reconstruct.py image=robin.png method=nerfinv
     python scripts/reconstruct.py image=[a.jpg,b.jpg] mask=[a.png,b.png] experiment=meshinv_invert_cub label=3
 
 For each photograph, in runs/reconstruct/<its name>: <its name>.glb, panel.png, which shows step by step what the
 network saw, result.json, and input/, a data set of this one photograph. The records lie in runs/reconstruct/records, so
 scripts/export.py makes turntables of them (inversion=runs/reconstruct). A photograph that cannot be used is told of in
-result.json and stops no other; the exit status is 2 if none could be used.
+result.json and stops no other; the exit status is 2 if none could be used. `mask_from` says there where the silhouette
+came from: given, alpha, box or mask_rcnn, with +grabcut if it was improved. The status is `doubtful` where `doubts` has
+reasons not to believe the result: a mask that does not look like one, or a silhouette that could not be matched.
 
 In result.json, `camera` is [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph, as camera=... takes it: a point p
 of the object, (x, -z, y) of a vertex of the GLB, is seen at s (R(q) p)_xy + t, x right, y down, from the corner of the
@@ -38,6 +42,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from invkit.data import cutout
 from invkit.data.dataset import Preparation, from_square
 from invkit.data.folder import Folder, Photo, read_photo
 from invkit.evaluation import viewpoints
@@ -46,9 +51,10 @@ from invkit.export import write_glb
 from invkit.features.silhouette import MaskRCNN
 from invkit.features.weights import WEIGHTS
 from invkit.geometry.camera import Camera
-from invkit.images import composite, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
+from invkit.images import composite, read_image, read_rgba, resize_antialias, resize_bilinear, to_uint8, write_png
+from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, refuse_unusable
-from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.metrics.iou import iou
 from invkit.protocols import Renderer
 from invkit.runtime.files import written_aside
@@ -63,6 +69,8 @@ TURNS = (45.0, 90.0, 180.0, 270.0)
 RED = (1.0, -1.0, -1.0)
 NODES = 64
 """Along a side of the grid on which it is looked how far a radiance field reaches."""
+HINT = "hint.png"
+"""What the silhouette was made from: the box, or the mask before it was improved."""
 FILL = 0.95
 """Of half a picture, how far an object that is turned reaches from its middle."""
 
@@ -78,6 +86,22 @@ class Given:
     mask: Path | None
     label: int | None
     camera: Sequence[float] | None
+    box: Sequence[int | float] | None = None
+
+
+@dataclass(frozen=True)
+class Silhouetted:
+    """A photograph, in [0, 1], and the silhouette that was found in it.
+
+    Args:
+        source: given, alpha, box or mask_rcnn, with +grabcut if it was improved.
+        hint: the box as a mask, or the mask before it was improved; None where the silhouette is the mask.
+    """
+
+    rgb: Float[Tensor, "3 H W"]
+    mask: Float[Tensor, "1 H W"]
+    source: str
+    hint: Float[Tensor, "1 H W"] | None
 
 
 @main(config_name="reconstruct")
@@ -91,10 +115,12 @@ def reconstruct(cfg: DictConfig) -> None:
         for photograph in photographs:
             folder = run.dir / photograph.name
             try:
-                size, silhouette = run.config["data"]["size"], silhouettes(cfg.category)
-                views = prepared(photograph, folder / "input", size, silhouette, preparation).to(run.device)
+                found = silhouetted(photograph, silhouettes(cfg.category), improve=cfg.mask_refine is not None)
+                size = run.config["data"]["size"]
+                views = prepared(photograph, found, folder / "input", size, preparation).to(run.device)
                 search = beginning_with(inverter, first_guesses(inverter.init, around, photograph))
                 result = reconstructed(search, views, photograph, folder, store, cfg.resolution, cfg.largest)
+                result = {**judged(result, photograph, found, doubt.Thresholds(**cfg.doubt)), "mask_from": found.source}
             except (ValueError, OSError) as error:
                 result = {"image": str(photograph.image), "status": str(error)}
                 store.write_failure(photograph.name, 0, str(error))
@@ -102,7 +128,7 @@ def reconstruct(cfg: DictConfig) -> None:
             results[photograph.name] = result
             run.log.message(f"{photograph.name}: {summary(result, folder)}")
         run.result({"images": results})
-        if not any(result["status"] == OK for result in results.values()):
+        if not any(result["status"] in (OK, DOUBTFUL) for result in results.values()):
             raise SystemExit(2)
 
 
@@ -110,7 +136,8 @@ def given(config: dict[str, Any]) -> list[Given]:
     """The photographs of a command, each with a name of its own.
 
     Raises:
-        ValueError: there are more masks, labels or cameras than images, or fewer, or a label is no number.
+        ValueError: there are more masks, boxes, labels or cameras than images, or fewer; a label is no number or a box
+            none; or both mask and box are given.
     """
     images = config["image"] if isinstance(config["image"], list) else [config["image"]]
     if not images:
@@ -122,15 +149,25 @@ def given(config: dict[str, Any]) -> list[Given]:
         masks = [masks] if masks is not None else [None] * count
     if cameras is None or not any(isinstance(camera, list) or camera is None for camera in cameras):
         cameras = [cameras] if cameras is not None else [None] * count
-    for name, values in (("mask", masks), ("label", labels), ("camera", cameras)):
+    boxes = config["box"]
+    if not isinstance(boxes, list) or not any(isinstance(box, list) or box is None for box in boxes):
+        boxes = [boxes] if boxes is not None else [None] * count
+    for name, values in (("mask", masks), ("label", labels), ("camera", cameras), ("box", boxes)):
         if len(values) != count:
             raise ValueError(f"{name}: there are {count} images and {len(values)} of these; null stands for none")
     for label in labels:
         if not (label is None or (isinstance(label, int) and label >= 0)):
             raise ValueError(f"label={label} is no class: give its number, from 0")
+    for image, mask, box in zip(images, masks, boxes, strict=True):
+        if box is not None:
+            cutout.refuse_malformed(box)
+        if box is not None and mask is not None:
+            raise ValueError(f"both box and mask are given for {image}: leave one away (mask_refine improves a mask)")
+    if config["mask_refine"] not in (None, "grabcut"):
+        raise ValueError(f"mask_refine={config['mask_refine']}: there is grabcut, and null")
     paths = [Path(image).expanduser() for image in images]
     masks = [None if mask is None else Path(mask).expanduser() for mask in masks]
-    return [Given(*each) for each in zip(names(paths), paths, masks, labels, cameras, strict=True)]
+    return [Given(*each) for each in zip(names(paths), paths, masks, labels, cameras, boxes, strict=True)]
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -155,31 +192,62 @@ def silhouettes(category: str) -> Silhouette:
     return lambda image: network()(image)
 
 
-def prepared(
-    photograph: Given, folder: Path, size: int, silhouette: Silhouette, preparation: Preparation = Preparation()
-) -> Views:
-    """The crop that is searched, from `folder`, where the photograph and its silhouette are laid down for it.
+def silhouetted(photograph: Given, silhouette: Silhouette, *, improve: bool = False) -> Silhouetted:
+    """A photograph with its silhouette: what was given, or alpha, or what is in the box, or what Mask R-CNN finds.
+
+    Args:
+        improve: lay the outline where the colors change.
 
     Raises:
-        FileNotFoundError, ValueError: a file is missing or damaged, or there is no silhouette, or camera or label are
-            impossible.
+        FileNotFoundError, ValueError: a file is missing or damaged, or there is no silhouette.
     """
-    image = photograph.image
-    if photograph.mask is None and bool(((rgba := read_rgba(image, upright=True))[3] == 1).all()):
-        rgb = rgba[:3]
+    image, hint = photograph.image, None
+    rgba = read_rgba(image, upright=True)
+    if photograph.box is not None:
+        source, rgb = "box", composite(rgba[None, :3], rgba[None, 3:])[0]
+        try:
+            hint = cutout.filled(photograph.box, rgb)
+            mask = cutout.cut_out(rgb, photograph.box)
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}") from error
+    elif photograph.mask is None and bool((rgba[3] == 1).all()):
+        source, rgb = "mask_rcnn", rgba[:3]
         try:
             mask = silhouette(rgb)
         except FileNotFoundError as error:
             raise ValueError(
-                f"{image} has no transparency: give mask=FILE, white on the object; or get the weights of the network "
-                f"that would find it, {WEIGHTS['mask_rcnn'].url} (python scripts/doctor.py says where they belong)"
+                f"{image} has no transparency: give mask=FILE, white on the object, or box=[left,top,right,bottom] "
+                f"around it; or get the weights of the network that would find it, {WEIGHTS['mask_rcnn'].url} (python "
+                "scripts/doctor.py says where they belong)"
             ) from error
         except ValueError as error:
             raise ValueError(f"{image}: {error}") from error
     else:
+        source = "alpha" if photograph.mask is None else "given"
         rgb, mask = read_photo(Photo(photograph.name, image, photograph.mask, None, None))
-    write_png(folder / "photograph.png", 2 * rgb - 1)
-    write_png(folder / "silhouette.png", 2 * mask.expand(3, -1, -1) - 1)
+    if improve:
+        hint = mask if hint is None else hint
+        try:
+            source, mask = f"{source}+grabcut", cutout.improved(rgb, mask)
+        except ValueError as error:
+            raise ValueError(f"{image}: {error}; leave mask_refine away") from error
+    return Silhouetted(rgb, mask, source, hint)
+
+
+def prepared(
+    photograph: Given, found: Silhouetted, folder: Path, size: int, preparation: Preparation = Preparation()
+) -> Views:
+    """The crop that is searched, from `folder`, where the photograph and its silhouette are laid down for it.
+
+    Raises:
+        ValueError: camera or label are impossible.
+    """
+    write_png(folder / "photograph.png", 2 * found.rgb - 1)
+    write_png(folder / "silhouette.png", 2 * found.mask.expand(3, -1, -1) - 1)
+    if found.hint is None:
+        (folder / HINT).unlink(missing_ok=True)
+    else:
+        write_png(folder / HINT, 2 * found.hint.expand(3, -1, -1) - 1)
     row = {"image": "photograph.png", "mask": "silhouette.png", "label": photograph.label, "camera": photograph.camera}
     write_json(folder / "manifest.json", {"images": [row]})
     return Folder(folder, size=size, preparation=preparation)[0]
@@ -267,6 +335,17 @@ def reconstructed(
     }
 
 
+def judged(
+    result: dict[str, Any], photograph: Given, found: Silhouetted, thresholds: doubt.Thresholds
+) -> dict[str, Any]:
+    """The result with its doubts, in words, and DOUBTFUL for OK where there are any."""
+    hinted = found.hint is not None and photograph.box is None
+    reasons = doubt.doubts_about_mask(found.hint if hinted else found.mask, thresholds)
+    reasons += doubt.doubts_about_search(result["iou_after"], thresholds)
+    status = DOUBTFUL if reasons and result["status"] == OK else result["status"]
+    return {**result, "status": status, "doubts": reasons}
+
+
 def in_photograph(camera: Camera, folder: Path) -> list[float]:
     """A camera of the crop as [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph.
 
@@ -287,7 +366,7 @@ def summary(result: dict[str, Any], folder: Path) -> str:
     told = f"IoU {result['iou_before']:.2f} before, {result['iou_after']:.2f} after, {result['seconds']:.0f} s"
     if result["why_no_mesh"]:
         told += f", no mesh ({result['why_no_mesh']})"
-    return f"{result['status']}, {told}, see {folder / 'panel.png'}"
+    return "\n  ".join([f"{result['status']}, {told}, see {folder / 'panel.png'}", *result["doubts"]])
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -303,7 +382,8 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inverter) -> UInt8[Tensor, "H W 3"]:
     """What the network saw at each step, with words on it: photograph, outline, crop, guesses, result, other sides.
 
-    Of radiance fields also what the encoder took the pixels for, and the normals of the result.
+    Where the silhouette was cut out or improved, also the box or mask it was made from; of radiance fields also what
+    the encoder took the pixels for, and the normals of the result.
 
     Args:
         folder: the data set of the photograph.
@@ -312,7 +392,11 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
     rgb, mask = read_photo(Photo("", folder / "photograph.png", folder / "silhouette.png", None, None))
     whole = Preparation(resample=resize_antialias, crop_padding=None, mask_threshold=None)
     photo, outline = whole.cut(rgb, mask, whole.square((), *rgb.shape[1:]), TILE)
-    tiles = {"photograph": photo, "silhouette": outlined(photo, outline)}
+    tiles = {"photograph": photo}
+    if (folder / HINT).is_file():
+        hint = read_image(folder / HINT)[:1]
+        tiles["box or mask given"] = outlined(photo, whole.cut(rgb, hint, whole.square((), *rgb.shape[1:]), TILE)[1])
+    tiles["silhouette"] = outlined(photo, outline)
     tiles["crop"] = composite(views.rgb, views.mask).cpu()
     found = steps["result"]
     if isinstance(inverter.init, EncoderInit):

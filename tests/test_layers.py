@@ -32,7 +32,7 @@ ROOMS = {
     "runtime": ({"files"}, {"dist", "log", "checkpoint", "conversion", "pickles"}, {"run"}),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
-    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter", "refinement"}),
+    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
     "evaluation": ({"viewpoints", "report"}, {"protocol", "page"}, {"instruments"}, {"measurement"}, {"evaluator"}),
 }
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
@@ -49,7 +49,8 @@ METHOD = (
     {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
-ONE_FILE_EACH = ("kaolin", "cv2", "wandb")
+MET_IN = {"kaolin": None, "cv2": {"nerfinv/pnp.py", "invkit/data/cutout.py"}, "wandb": None}
+"""Heavy libraries, and the files that meet them; None is any one file."""
 MOST_LINES = 380
 SAY_NOTHING = {"utils", "helpers", "common", "misc", "base", "core", "manager", "wrapper"}
 PLACES_DEVICES = {"invkit/runtime/run.py", "invkit/runtime/dist.py"}
@@ -193,15 +194,16 @@ def test_only_run_knows_hydra():
     assert not offences, "\n".join(offences)
 
 
-@pytest.mark.parametrize("library", ONE_FILE_EACH)
-def test_a_heavy_library_is_met_in_one_file_and_inside_functions(library):
+@pytest.mark.parametrize("library", MET_IN)
+def test_a_heavy_library_is_met_in_its_files_alone_and_inside_functions(library):
     met = {
         name_of(path)
         for path in sources(*PACKAGES, "scripts")
         for name, _ in imports(parsed(path))
         if name.split(".")[0] == library
     }
-    assert len(met) <= 1, f"{library} is imported in {sorted(met)}"
+    allowed = MET_IN[library]
+    assert len(met) <= 1 if allowed is None else met <= allowed, f"{library} is imported in {sorted(met)}"
     at_import = [
         f"{name_of(path)}:{line}"
         for path in sources(*PACKAGES, "scripts")

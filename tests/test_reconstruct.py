@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from invkit.data.folder import Folder
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
-from invkit.inversion.records import OK, RecordStore
+from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.runtime import checkpoint
 from meshinv.generator import Generator
 from meshinv.init import BestOfViews
@@ -100,6 +100,7 @@ def run(desk, script) -> Callable[..., dict]:
             "+around.azimuths=4",
             "+around.inclinations=[30.0]",
             "+around.keep=2",
+            "doubt.min_iou=0",  # the generator was never trained
         ]
         with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             config = compose("reconstruct", [*small, *overrides])
@@ -233,6 +234,22 @@ def test_names_are_the_files_and_never_the_same(script):
     assert script.names(paths) == ["x", "x_2", "records_2", "x_2_2", "x_3"]
 
 
+def test_a_result_says_when_not_to_believe_it(desk, run, tmp_path, capsys):
+    inverted = desk.save("inverted.png", Image.fromarray(255 - desk.mask))
+    masks = f"mask=[{desk.outline},{inverted},{desk.photo}]"
+    photos = f"image=[{desk.photo},{desk.photo},{desk.photo}]"
+    right, wrong, own = run(tmp_path, photos, masks, "label=0").values()
+    assert (right["status"], right["doubts"]) == (OK, [])
+    assert wrong["status"] == own["status"] == DOUBTFUL
+    assert "as if it were inverted" in wrong["doubts"][0]
+    assert "as if it were a photograph" in own["doubts"][0]
+    assert "as if it were inverted" in capsys.readouterr().out
+    (result,) = run(tmp_path, f"image={desk.photo}", f"mask={desk.outline}", "label=0", "doubt.min_iou=1").values()
+    assert result["status"] == DOUBTFUL
+    assert "below 1" in result["doubts"][0]
+    assert RecordStore(tmp_path / "records").read("robin").status == OK
+
+
 # ---- What goes wrong -------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +309,16 @@ def test_a_class_the_prior_does_not_have_is_told_of(desk, run, tmp_path):
         (["image=a.png", "label=[1,2]"], "label: there are 1 images and 2"),
         (["image=a.png", "label=robin"], "label=robin"),
         (["image=a.png", "label=-1"], "label=-1"),
+        (["image=a.png", "box=[1,2,3]"], r"box=\[1,2,3\] is no box"),
+        (["image=a.png", "box=[30,2,3,40]"], "is no box"),
+        (["image=a.png", "box=[1,2,wide,40]"], "is no box"),
+        (["image=a.png", "box=all"], "is no box"),
+        (["image=[a.png,b.png]", "box=[1,2,30,40]"], "box: there are 2 images and 1"),
+        (
+            ["image=[a.png,b.png]", "mask=[null,b.png]", "box=[null,[1,2,30,40]]"],
+            "both box and mask .* for b.png",
+        ),
+        (["image=a.png", "mask=b.png", "mask_refine=sam"], "mask_refine=sam: there is grabcut"),
     ],
 )
 def test_a_command_that_does_not_fit_together_is_refused(run, tmp_path, overrides, said):
@@ -333,6 +360,52 @@ def test_one_network_finds_the_silhouettes_of_all_photographs(desk, run, tmp_pat
     assert (found == desk.mask).all()
 
 
+@pytest.fixture(scope="module")
+def meadow(desk) -> tuple[Path, np.ndarray]:
+    """A red bird on green, as a photograph without a mask, and where the bird is."""
+    rng = np.random.default_rng(0)
+    bird = np.kron(desk.mask, np.ones((3, 3))) > 0
+    pixels = np.where(bird[..., None], [190, 60, 40], [60, 140, 70]) + rng.normal(0, 20, (*bird.shape, 3))
+    return desk.save("meadow.png", Image.fromarray(pixels.clip(0, 255).astype(np.uint8))), bird
+
+
+def silhouette_of(folder: Path) -> np.ndarray:
+    return np.asarray(Image.open(folder / "input" / "silhouette.png"))[..., 0] > 0
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_a_box_is_enough_and_the_panel_shows_it(meadow, run, tmp_path):
+    photo, bird = meadow
+    rows, columns = bird.nonzero()
+    box = f"[{columns.min() - 4},{rows.min() - 4},{columns.max() + 4},{rows.max() + 4}]"
+    results = run(tmp_path, f"image=[{photo},{photo},{photo}]", f"box=[{box},{box},[500,5,600,90]]", "label=0")
+    assert [results[name].get("mask_from") for name in results] == ["box", "box", None]
+    assert str(photo) in results["meadow_3"]["status"]
+    assert "outside the photograph, which is 210 wide and 150 high" in results["meadow_3"]["status"]
+    assert overlap(silhouette_of(tmp_path / "meadow"), bird) > 0.95
+    hint = np.asarray(Image.open(tmp_path / "meadow" / "panel.png"))[22:278, 256:512]
+    rows, columns = (hint == [255, 0, 0]).all(axis=2).nonzero()
+    assert [columns.min(), columns.max()] == pytest.approx([56 * 256 / 210, 184 * 256 / 210], abs=5)
+    assert rows.max() - rows.min() == pytest.approx(76 * 256 / 210, abs=5)
+
+
+def test_a_rough_mask_is_improved_on_demand_and_a_later_run_forgets_it(meadow, run, desk, tmp_path):
+    photo, bird = meadow
+    rough = np.roll(bird, 5, axis=1)
+    mask = desk.save("rough.png", Image.fromarray(rough))
+    results = run(tmp_path, f"image={photo}", f"mask={mask}", "mask_refine=grabcut", "label=0")
+    assert results["meadow"]["mask_from"] == "given+grabcut"
+    assert overlap(silhouette_of(tmp_path / "meadow"), bird) > 0.95 > overlap(rough, bird)
+    assert (tmp_path / "meadow" / "input" / "hint.png").is_file()
+    results = run(tmp_path, f"image={photo}", f"mask={mask}", "label=0")
+    assert results["meadow"]["mask_from"] == "given"
+    assert (silhouette_of(tmp_path / "meadow") == rough).all()
+    assert not (tmp_path / "meadow" / "input" / "hint.png").exists()
+
+
 # ---- Kinds of files --------------------------------------------------------------------------------------------------
 
 
@@ -369,7 +442,7 @@ def kinds(desk: Desk) -> dict[str, tuple[Path, np.ndarray]]:
 def test_every_kind_of_picture_is_read_as_it_looks(kind, desk, script, tmp_path):
     path, expected = kinds(desk)[kind]
     given = script.Given("x", path, desk.outline, None, None)
-    views = script.prepared(given, tmp_path, 32, None)
+    views = script.prepared(given, script.silhouetted(given, None), tmp_path, 32)
     assert views.mask.sum() > 100
     laid_down = np.asarray(Image.open(tmp_path / "photograph.png"))
     assert np.abs(laid_down.astype(int) - expected).max() <= 1
@@ -388,7 +461,8 @@ def test_transparency_is_the_silhouette(kind, desk, script, tmp_path):
         path = desk.save("alpha_palette.png", rgba, transparency=63)
     else:
         path = desk.save(f"alpha_{kind}.png", rgba.convert("LA") if kind == "gray_alpha" else rgba)
-    script.prepared(script.Given("x", path, None, None, None), tmp_path, 32, None)
+    given = script.Given("x", path, None, None, None)
+    script.prepared(given, script.silhouetted(given, None), tmp_path, 32)
     assert (np.asarray(Image.open(tmp_path / "silhouette.png"))[..., 0] == desk.mask).all()
     outside = np.asarray(Image.open(tmp_path / "photograph.png"))[desk.mask == 0]
     assert (outside == 255).all()  # colors under transparency mean nothing

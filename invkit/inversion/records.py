@@ -22,6 +22,8 @@ from invkit.runtime import checkpoint
 from invkit.types import Estimate, Guess
 
 OK, DIVERGED, INVISIBLE, UNPOSED = "ok", "diverged", "nothing rendered", "no camera found"
+DOUBTFUL = "doubtful"
+"""Said in place of OK where there are reasons not to believe a result (`doubt`); what is written is always OK."""
 
 
 @dataclass(frozen=True)
