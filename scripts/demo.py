@@ -4,8 +4,8 @@
     python scripts/demo.py count=32
 
 Held-out synthetic birds are painted, then reconstructed by both methods with the small networks in meshinv/checkpoints
-and nerfinv/checkpoints. Textured meshes are searched from the annotated cameras, radiance fields find theirs by
-themselves. In runs/demo: index.html and side_by_side.png, both methods on one page; result.json with the numbers of the
+and nerfinv/checkpoints. Textured meshes are searched from cameras a few degrees off, as predicted ones are; radiance
+fields find theirs by themselves. What the photographs show of the result then follows them (refine). In runs/demo: index.html and side_by_side.png, both methods on one page; result.json with the numbers of the
 table that is printed; and a folder for each method with meshes/*.glb, images/reconstructions.png, records/, result.json
 and evaluation/result.json.
 """
@@ -88,7 +88,7 @@ def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome
     began, folder = time.monotonic(), run.dir / name
     same = [f"experiment={method['experiment']}", f"data.root={birds}", f"run.device={run.config['run']['device']}"]
     same += method["overrides"]
-    cfg = compose("invert", [*same, f"run.dir={folder}"])
+    cfg = compose("invert", [*same, f"run.dir={folder}", f"refine={method['refine']}"])
     invert(cfg)
     export(compose("export", [*same, f"inversion={folder}", f"resolution={run.config['resolution']}"]))
     seconds = (time.monotonic() - began) / run.config["count"]

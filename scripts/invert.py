@@ -48,7 +48,7 @@ def invert(cfg: DictConfig) -> None:
                 run.log.message(f"{record.name}: {record.status}")
         seconds = (time.monotonic() - began) / len(here) if here else None
         dist.barrier()
-        if cfg.refine is not None:
+        if cfg.get("refine") is not None:
             refine(cfg, inverter, store, run)
         result = evaluate(
             store, inverter.prior, inverter.renderer, dataset, batch_size=cfg.batch_size, device=run.device

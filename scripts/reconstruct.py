@@ -56,10 +56,10 @@ from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, refuse_unusable
 from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.metrics.iou import iou
-from invkit.protocols import Renderer
+from invkit.protocols import Refinement, Renderer
 from invkit.runtime.files import written_aside
 from invkit.runtime.run import Run, instantiate_trusted, main
-from invkit.types import Estimate, Views
+from invkit.types import Estimate, Guess, Views
 from nerfinv import export as field_export
 from nerfinv.field import RadianceField
 from nerfinv.init import EncoderInit
@@ -104,12 +104,39 @@ class Silhouetted:
     hint: Float[Tensor, "1 H W"] | None
 
 
+@dataclass(frozen=True)
+class Refining:
+    """How a result is refined after the search.
+
+    Args:
+        size: side of the photograph for it, pixels; None: as it was searched.
+        preparation: as for the search.
+    """
+
+    refinement: Refinement
+    size: int | None
+    preparation: Preparation
+
+    def __call__(self, inverter: Inverter, guess: Guess, views: Views, folder: Path) -> Guess:
+        """The guess with details.
+
+        Args:
+            folder: the data set of the photograph.
+        """
+        if self.size is not None:
+            views = Folder(folder, size=self.size, preparation=self.preparation)[0].to(views.rgb.device)
+        return replace(guess, details=self.refinement(inverter.prior, inverter.renderer, guess, views))
+
+
 @main(config_name="reconstruct")
 def reconstruct(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         photographs = given(run.config)
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
         around, preparation = instantiate_trusted(cfg.around), instantiate_trusted(cfg.preparation)
+        refining = (
+            Refining(instantiate_trusted(cfg.refine), cfg.refine_size, preparation) if cfg.get("refine") else None
+        )
         store = RecordStore(run.dir / "records")
         results = {}
         for photograph in photographs:
@@ -119,7 +146,7 @@ def reconstruct(cfg: DictConfig) -> None:
                 size = run.config["data"]["size"]
                 views = prepared(photograph, found, folder / "input", size, preparation).to(run.device)
                 search = beginning_with(inverter, first_guesses(inverter.init, around, photograph))
-                result = reconstructed(search, views, photograph, folder, store, cfg.resolution, cfg.largest)
+                result = reconstructed(search, views, photograph, folder, store, cfg.resolution, cfg.largest, refining)
                 result = {**judged(result, photograph, found, doubt.Thresholds(**cfg.doubt)), "mask_from": found.source}
             except (ValueError, OSError) as error:
                 result = {"image": str(photograph.image), "status": str(error)}
@@ -286,8 +313,9 @@ def reconstructed(
     store: RecordStore,
     resolution: int,
     largest: bool,
+    refining: Refining | None = None,
 ) -> dict[str, Any]:
-    """What result.json says of a photograph; mesh, panel and record are written.
+    """What result.json says of a photograph; mesh, panel, record and its details are written.
 
     Args:
         resolution: of the grid on which the surface of a radiance field is found. One that has none has no mesh.
@@ -302,11 +330,16 @@ def reconstructed(
     first, tried = inverter.begin(targets)
     estimate, trace = inverter.refine(tried, targets)
     trace = replace(trace, start=first)
-    seconds = time.monotonic() - began
     (record,) = store.write([photograph.name], [0], estimate, trace)
+    final = estimate
+    if refining is not None:
+        found = refining(inverter, estimate.guess.detach(), views, folder / "input")
+        store.write_details(photograph.name, refining.refinement.name, found.details)
+        final = render(found, inverter.prior, inverter.renderer)
+    seconds = time.monotonic() - began
     mesh, why_none = folder / f"{photograph.name}.glb", None
     try:
-        write_glb(mesh, model_of(estimate.scene, photograph.name, resolution, largest))
+        write_glb(mesh, model_of(final.scene, photograph.name, resolution, largest))
     except field_export.NoSurface as error:
         mesh.unlink(missing_ok=True)
         why_none = str(error)
@@ -315,6 +348,8 @@ def reconstructed(
     if tried is not first:
         steps["after trial"] = render(tried, inverter.prior, inverter.renderer)
     steps["result"] = estimate
+    if final is not estimate:
+        steps["refined"] = final
     write_png(folder / "panel.png", panel(folder / "input", views, steps, inverter))
     perspective = estimate.camera.inv_focal.item()
     return {
@@ -328,6 +363,7 @@ def reconstructed(
         "camera_of_crop": estimate.camera.to_cmr()[0].tolist(),
         "inv_focal_of_crop": perspective,
         "camera_given": photograph.camera is not None,
+        "refined": None if refining is None else refining.refinement.name,
         "objective": {name: finite_or_none(values[0, -1].item()) for name, values in trace.terms.items()},
         "seconds": seconds,
         "mesh": None if why_none else str(mesh),
@@ -387,7 +423,7 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
 
     Args:
         folder: the data set of the photograph.
-        steps: what was found at each step by its name, the result last.
+        steps: what was found at each step by its name, the last of which is shown from other sides too.
     """
     rgb, mask = read_photo(Photo("", folder / "photograph.png", folder / "silhouette.png", None, None))
     whole = Preparation(resample=resize_antialias, crop_padding=None, mask_threshold=None)
@@ -398,7 +434,7 @@ def panel(folder: Path, views: Views, steps: dict[str, Estimate], inverter: Inve
         tiles["box or mask given"] = outlined(photo, whole.cut(rgb, hint, whole.square((), *rgb.shape[1:]), TILE)[1])
     tiles["silhouette"] = outlined(photo, outline)
     tiles["crop"] = composite(views.rgb, views.mask).cpu()
-    found = steps["result"]
+    found = list(steps.values())[-1]
     if isinstance(inverter.init, EncoderInit):
         tiles["canonical map"] = canonical_map(inverter.init, views, found.scene.half_side).cpu()
     views = views.to("cpu")
