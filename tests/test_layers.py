@@ -44,7 +44,7 @@ METHOD = (
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
     {"prior"},
-    {"init", "pseudo_truth"},
+    {"init", "pseudo_truth", "refinement"},
     {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
