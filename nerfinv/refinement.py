@@ -18,16 +18,16 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from invkit.features.lpips import LPIPS
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.images import composite, resize_antialias
-from invkit.types import Guess, Rendering, Views
 from invkit.inversion.search_state import finite_rows
-from nerfinv.field import RadianceField, wide_sigmoid
+from invkit.types import Guess, Rendering, Views
+from nerfinv.field import OpenField, RadianceField, wide_sigmoid
 from nerfinv.prior import FieldPrior
 from nerfinv.renderers.volume import VolumeRenderer
 
@@ -52,8 +52,8 @@ class PivotalTuning:
 
     Args:
         steps: of Adam.
-        rate: of the planes, in standard deviations of an object's own plane features.
-        palette_rate: of the palette, colors in [-1, 1].
+        rate: of the planes at first, in standard deviations of an object's own plane features; rates fall to 0.
+        palette_rate: of the palette at first, colors in [-1, 1].
         palette_pull: how much the palette clings to the pivot's in the linear problem, in mean shares of a color: one
             that covers this share of the object comes half of the way.
         silhouette: weight of the mean squared difference of the masks; that of colors, where mean absolute
@@ -62,6 +62,7 @@ class PivotalTuning:
         perceptual_weight: its weight.
         locality: weight of the mean squared difference of colors on the surface that the photograph does not show.
         geometry: weight of the mean squared change of signed distances, object units.
+        bending: weight of the mean squared slope of this change at the surface: what keeps a smooth surface smooth.
         decay: weight of the mean square of the planes' change, in their standard deviations.
         mirror: for objects that are symmetric in x: what is not shown takes the colors of its mirror image, where the
             photograph shows that.
@@ -75,23 +76,24 @@ class PivotalTuning:
         self,
         *,
         steps: int = 40,
-        rate: float = 0.02,
-        palette_rate: float = 0.005,
+        rate: float = 0.03,
+        palette_rate: float = 0.01,
         palette_pull: float = 0.02,
         silhouette: float = 1.0,
         perceptual: LPIPS | None = None,
         perceptual_weight: float = 0.1,
         locality: float = 1.0,
-        geometry: float = 10.0,
+        geometry: float = 100.0,
+        bending: float = 2.0,
         decay: float = 0.01,
         mirror: bool = True,
         views: int = 8,
-        points: int = 2048,
+        points: int = 1024,
         seed: int = 0,
     ) -> None:
         self.steps, self.rate, self.palette_rate, self.palette_pull = steps, rate, palette_rate, palette_pull
         self.silhouette, self.perceptual, self.perceptual_weight = silhouette, perceptual, perceptual_weight
-        self.locality, self.geometry, self.decay = locality, geometry, decay
+        self.locality, self.geometry, self.bending, self.decay = locality, geometry, bending, decay
         self.mirror, self.views, self.points, self.seed = mirror, views, points, seed
 
     @torch.no_grad()
@@ -110,11 +112,13 @@ class PivotalTuning:
             change.palette_to(self._fitted_palette(found, looks))
             pivot = found.with_details(change.details())
             surface = self._surface(pivot, looks)
-            space = self._space(pivot)
-            for look in looks.some(self.steps):
+            beside, space = self._beside(pivot, surface), self._space(pivot)
+            for number, look in enumerate(looks.some(self.steps)):
+                # Rates end near 0: what the last steps leave in single texels would be a rough surface.
+                share = (1 + math.cos(math.pi * number / self.steps)) / 2
                 with torch.enable_grad():
-                    value = self._objective(change, look, surface, space)
-                    change.step(value, self.rate, self.palette_rate)
+                    value = self._objective(change, look, surface, beside, space)
+                    change.step(value, share * self.rate, share * self.palette_rate)
         return change.details()
 
     def _fitted_palette(self, found: RadianceField, looks: "_Looks") -> Float[Tensor, "B K 3"] | None:
@@ -133,7 +137,9 @@ class PivotalTuning:
         fitted = torch.linalg.solve(normal, (seen @ missing.transpose(1, 2)).nan_to_num(0.0, 0.0, 0.0))
         return fitted.to(found.palette.dtype)
 
-    def _objective(self, change: "_Change", look: "_Look", surface: "_Surface", space: "_Space") -> Float[Tensor, "B"]:
+    def _objective(
+        self, change: "_Change", look: "_Look", surface: "_Surface", beside: "_Places", space: "_Places"
+    ) -> Float[Tensor, "B"]:
         """What is minimized, for each image."""
         field = change.field()
         image: Rendering = look.renderer(field, look.camera)
@@ -149,8 +155,10 @@ class PivotalTuning:
         unlike = (color - surface.color).square().sum(dim=2) * surface.hidden
         value = value + self.locality * unlike.mean(dim=1)
         moved = own.view_as(surface.value) - surface.value
-        elsewhere = opened.value(space.points.flatten(0, 1), surface.scene).view_as(space.value) - space.value
+        beside, elsewhere = (points.moved(opened) for points in (beside, space))
         value = value + self.geometry * (moved.square().mean(dim=1) + elsewhere.square().mean(dim=1))
+        slope = (beside - moved) / self.reach(field)
+        value = value + self.bending * slope.square().mean(dim=1)
         return value + self.decay * change.size()
 
     def _surface(self, pivot: RadianceField, looks: "_Looks") -> "_Surface":
@@ -189,20 +197,41 @@ class PivotalTuning:
             color = torch.lerp(color, photographed, weight[..., None])
         return replace(surface, color=color, hidden=on_surface * (1 - (shown > 0).to(like)))
 
-    def _space(self, pivot: RadianceField) -> "_Space":
-        """Points in the whole box and the signed distances there."""
+    def _beside(self, pivot: RadianceField, surface: "_Surface") -> "_Places":
+        """A point in the neighborhood of each on the surface."""
+        rng = torch.Generator().manual_seed(self.seed + 2)
+        aside = F.normalize(torch.randn(surface.points.shape[1], 3, generator=rng), dim=1).to(surface.points)
+        points = surface.points + self.reach(pivot) * aside
+        return _Places(points, surface.scene, pivot.value(points))
+
+    def _space(self, pivot: RadianceField) -> "_Places":
+        """Points in the whole box."""
         rng = torch.Generator().manual_seed(self.seed + 1)
         places = (2 * torch.rand(self.points, 3, generator=rng) - 1).to(pivot.planes) * pivot.half_side
-        points = places.expand(len(pivot), -1, -1)
-        return _Space(points, pivot.value(points))
+        points = places.repeat(len(pivot), 1, 1)
+        scene = torch.arange(len(pivot), device=points.device).repeat_interleave(self.points)
+        return _Places(points, scene, pivot.value(points))
+
+    def reach(self, field: RadianceField) -> float:
+        """How far neighbors on the surface are apart, object units."""
+        return 1.5 * 2 * field.half_side / (field.planes.shape[-1] - 1)
 
 
 @dataclass(frozen=True)
-class _Space:
-    """Points of the box and the signed distances that the pivot has there."""
+class _Places:
+    """Points and the signed distances that the pivot has there.
+
+    Args:
+        scene: of each point, all in a row.
+    """
 
     points: Float[Tensor, "B N 3"]
+    scene: Int[Tensor, "P"]
     value: Float[Tensor, "B N"]
+
+    def moved(self, opened: OpenField) -> Float[Tensor, "B N"]:
+        """By how much distances of other scenes differ."""
+        return opened.value(self.points.flatten(0, 1), self.scene).view_as(self.value) - self.value
 
 
 @dataclass(frozen=True)
@@ -219,7 +248,7 @@ class _Surface:
 
     points: Float[Tensor, "B N 3"]
     directions: Float[Tensor, "B N 3"]
-    scene: Float[Tensor, "P"]
+    scene: Int[Tensor, "P"]
     value: Float[Tensor, "B N"]
     color: Float[Tensor, "B N 3"]
     hidden: Float[Tensor, "B N"]
