@@ -26,9 +26,9 @@ from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.images import composite, resize_antialias
 from invkit.inversion.search_state import finite_rows
+from invkit.protocols import Prior
 from invkit.types import Guess, Rendering, Views
 from nerfinv.field import OpenField, RadianceField, wide_sigmoid
-from nerfinv.prior import FieldPrior
 from nerfinv.renderers.volume import VolumeRenderer
 
 BRIGHTEST = 1.002
@@ -97,7 +97,9 @@ class PivotalTuning:
         self.mirror, self.views, self.points, self.seed = mirror, views, points, seed
 
     @torch.no_grad()
-    def __call__(self, prior: FieldPrior, renderer: VolumeRenderer, guess: Guess, views: Views) -> dict[str, Tensor]:
+    def __call__(
+        self, prior: Prior[RadianceField], renderer: VolumeRenderer, guess: Guess, views: Views
+    ) -> dict[str, Tensor]:
         """The details of each image: "planes", [B, 3, C, R, R], and, of fields that have one, "palette", [B, K, 3].
 
         `RadianceField.with_details` adds them. An image whose objective or gradient is not finite has zeros.
