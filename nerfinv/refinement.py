@@ -40,6 +40,9 @@ CLOSE = 0.05
 SOLID = 0.5
 """Opacity from which on a pixel shows a surface."""
 
+CERTAIN = 0.9
+"""Opacity of all pixels about a place whose color is trusted."""
+
 LEVELS = 3
 """Resolutions at which planes are changed, each half of the next."""
 
@@ -84,7 +87,7 @@ class PivotalTuning:
         perceptual_weight: float = 0.1,
         locality: float = 1.0,
         geometry: float = 100.0,
-        bending: float = 2.0,
+        bending: float = 1.0,
         decay: float = 0.01,
         mirror: bool = True,
         views: int = 8,
@@ -192,12 +195,12 @@ class PivotalTuning:
         value, attributes = pivot.opened().decoded(points.flatten(0, 1), scene)
         surface = _Surface(points, directions, scene, value.view(points.shape[:2]), points, on_surface)
         color = _color(pivot, attributes, surface).view_as(points)
-        shown, _ = looks.shown(pivot, points)
+        shown = looks.shown(pivot, points)
         if self.mirror:
             mirrored = points * points.new_tensor([-1.0, 1.0, 1.0])
-            weight, photographed = looks.shown(pivot, mirrored)
-            color = torch.lerp(color, photographed, weight[..., None])
-        return replace(surface, color=color, hidden=on_surface * (1 - (shown > 0).to(like)))
+            mirrored = looks.shown(pivot, mirrored)
+            color = torch.lerp(color, mirrored.color, mirrored.trust[..., None])
+        return replace(surface, color=color, hidden=on_surface * shown.behind)
 
     def _beside(self, pivot: RadianceField, surface: "_Surface") -> "_Places":
         """A point in the neighborhood of each on the surface."""
@@ -281,6 +284,21 @@ class _Look:
     mask: Float[Tensor, "B 1 H W"]
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """What the photographs say of points.
+
+    Args:
+        behind: 1 where something of the object is before them.
+        trust: in the color; the cosine of the view to the surface, 0 where it is not seen or lies at the outline.
+        color: where they are in the picture.
+    """
+
+    behind: Float[Tensor, "B N"]
+    trust: Float[Tensor, "B N"]
+    color: Float[Tensor, "B N 3"]
+
+
 class _Looks:
     """The photographs, a part of their pixels at a time.
 
@@ -309,11 +327,8 @@ class _Looks:
             part = (..., slice(row, None, self.every), slice(column, None, self.every))
             yield _Look(self.renderer, self._moved(column, row), self.rgb[part], self.mask[part])
 
-    def shown(
-        self, pivot: RadianceField, points: Float[Tensor, "B N 3"]
-    ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N 3"]]:
-        """How well the photograph shows points: the cosine of its view to the surface, 0 where it does not; and its
-        color there."""
+    def shown(self, pivot: RadianceField, points: Float[Tensor, "B N 3"]) -> "_Shown":
+        """What the photographs say of points on the surface."""
         look = self.whole
         image = look.renderer(pivot, look.camera, extras=frozenset({"depth"}))
         projected = look.camera.project(points)
@@ -322,14 +337,19 @@ class _Looks:
         def at(picture: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C N"]:
             return F.grid_sample(picture, place, mode="bilinear", align_corners=False).squeeze(2)
 
+        depth = at(image.depth / image.mask.clamp(min=SOLID)).squeeze(1)
+        beyond = projected[..., 2] - depth
+        margin = CLOSE * pivot.half_side * look.camera.scale[:, None]
+        behind = (beyond > margin) & (at(image.mask).squeeze(1) > SOLID)
         # Pixels at the outline mix the object with what is behind it.
         inner = -F.max_pool2d(-torch.minimum(look.mask, image.mask), 3, stride=1, padding=1)
-        depth = at(image.depth / image.mask.clamp(min=SOLID)).squeeze(1)
-        margin = CLOSE * pivot.half_side * look.camera.scale[:, None]
-        normals = rotation.rotate(look.camera.quat, pivot.normals(points))
-        facing = (-normals[..., 2]).clamp(min=0)
-        seen = (at(inner).squeeze(1) > 0.9) & ((projected[..., 2] - depth).abs() < margin)
-        return (facing * seen).nan_to_num(0.0), at(self.rgb).transpose(1, 2).nan_to_num(0.0)
+        trusted = (at(inner).squeeze(1) > CERTAIN) & (beyond.abs() < margin)
+        facing = -rotation.rotate(look.camera.quat, pivot.normals(points))[..., 2]
+        return _Shown(
+            behind.to(points),
+            (facing.clamp(min=0) * trusted).nan_to_num(0.0),
+            at(self.rgb).transpose(1, 2).nan_to_num(0.0),
+        )
 
     def _moved(self, column: int, row: int) -> Camera:
         """The camera whose pixel centers lie on these pixels of the photograph."""

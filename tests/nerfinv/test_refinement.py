@@ -172,8 +172,9 @@ def test_the_more_locality_counts_the_less_changes_elsewhere():
     for weight in (0.0, 10.0, 100.0):
         tuning = PivotalTuning(**{**QUICK, **HELD}, locality=weight, mirror=False)
         scenes = prior.scenes.with_details(tuning(prior, RENDERER, guess, views))
-        difference = RENDERER(scenes, behind).rgb - RENDERER(prior.scenes, behind).rgb
-        unlike.append(float(difference.square().mean()))
+        before, after = RENDERER(prior.scenes, behind), RENDERER(scenes, behind)
+        solid = torch.minimum(before.mask, after.mask) > 0.95
+        unlike.append(float((after.rgb - before.rgb).square().mul(solid).sum() / solid.sum()))
     assert unlike[0] > 1.3 * unlike[1] > 1.3 * unlike[2]
 
 
