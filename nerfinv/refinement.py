@@ -11,9 +11,7 @@ the photograph shows that, and signed distances stay everywhere unless the silho
 paper's locality term: there it is said in renderings of nearby latents, here in points of the object.
 """
 
-import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,25 +21,15 @@ from torch import Tensor
 
 from invkit.features.lpips import LPIPS
 from invkit.geometry import rotation
-from invkit.geometry.camera import Camera
-from invkit.images import composite, resize_antialias
 from invkit.inversion.search_state import finite_rows
 from invkit.protocols import Prior
-from invkit.types import Guess, Rendering, Views
+from invkit.types import Guess, Views
+from nerfinv.evidence import SOLID, Look, Looks, resized
 from nerfinv.field import OpenField, RadianceField, wide_sigmoid
 from nerfinv.renderers.volume import VolumeRenderer
 
 BRIGHTEST = 1.002
 """What palettes reach; see `nerfinv.field.wide_sigmoid`."""
-
-CLOSE = 0.05
-"""Share of the half box within which a point belongs to the surface that a pixel shows."""
-
-SOLID = 0.5
-"""Opacity from which on a pixel shows a surface."""
-
-CERTAIN = 0.9
-"""Opacity of all pixels about a place whose color is trusted."""
 
 LEVELS = 3
 """Resolutions at which planes are changed, each half of the next."""
@@ -111,7 +99,7 @@ class PivotalTuning:
             renderer: of the search; the photographs may be larger than its pictures.
         """
         found = prior.decode(guess.latent, guess.label).detach()
-        looks = _Looks(renderer, guess.camera.detach(), views)
+        looks = Looks(renderer, guess.camera.detach(), views)
         change = _Change(found)
         if self.steps:
             change.palette_to(self._fitted_palette(found, looks))
@@ -126,7 +114,7 @@ class PivotalTuning:
                     change.step(value, share * self.rate, share * self.palette_rate)
         return change.details()
 
-    def _fitted_palette(self, found: RadianceField, looks: "_Looks") -> Float[Tensor, "B K 3"] | None:
+    def _fitted_palette(self, found: RadianceField, looks: Looks) -> Float[Tensor, "B K 3"] | None:
         """What to add to the palette: ridge regression of what the rendering misses on the shares that are seen."""
         if found.palette is None:
             return None
@@ -143,11 +131,11 @@ class PivotalTuning:
         return fitted.to(found.palette.dtype)
 
     def _objective(
-        self, change: "_Change", look: "_Look", surface: "_Surface", beside: "_Places", space: "_Places"
+        self, change: "_Change", look: Look, surface: "_Surface", beside: "_Places", space: "_Places"
     ) -> Float[Tensor, "B"]:
         """What is minimized, for each image."""
         field = change.field()
-        image: Rendering = look.renderer(field, look.camera)
+        image = look.renderer(field, look.camera)
         area = look.mask.flatten(1).mean(dim=1).clamp(min=1e-3)
         # Relative to the object's size in the picture, as the terms of points are relative to the object.
         value = (image.rgb - look.rgb).abs().flatten(1).mean(dim=1) / area
@@ -166,7 +154,7 @@ class PivotalTuning:
         value = value + self.bending * slope.square().mean(dim=1)
         return value + self.decay * change.size()
 
-    def _surface(self, pivot: RadianceField, looks: "_Looks") -> "_Surface":
+    def _surface(self, pivot: RadianceField, looks: Looks) -> "_Surface":
         """Points on the surface from all around, and what is wanted of them."""
         count, like = len(pivot), pivot.planes
         rng = torch.Generator().manual_seed(self.seed)
@@ -176,7 +164,7 @@ class PivotalTuning:
         around = replace(camera, shift=nowhere, center=nowhere).repeat(self.views)
         around = replace(around, quat=turns.repeat(count, 1))
         # Enough pixels that an object of a quarter of the picture has the points.
-        renderer = _resized(looks.renderer, max(8, math.ceil(2 * math.sqrt(self.points / self.views))))
+        renderer = resized(looks.renderer, max(8, math.ceil(2 * math.sqrt(self.points / self.views))))
         image = renderer(pivot.repeat(self.views), around, extras=frozenset({"coords"}))
         solid = (image.mask > SOLID).squeeze(1).unflatten(0, (count, self.views)).flatten(1)
         places = (image.coords / image.mask.clamp(min=SOLID)).unflatten(0, (count, self.views))
@@ -270,94 +258,6 @@ def _color(field: RadianceField, attributes: Float[Tensor, "P A"], surface: _Sur
     return (shares @ field.palette).flatten(0, 1)
 
 
-@dataclass(frozen=True)
-class _Look:
-    """Pixels of the photographs, evenly spread, and what renders the same of a scene.
-
-    Args:
-        rgb: on the renderer's background.
-    """
-
-    renderer: VolumeRenderer
-    camera: Camera
-    rgb: Float[Tensor, "B 3 H W"]
-    mask: Float[Tensor, "B 1 H W"]
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What the photographs say of points.
-
-    Args:
-        behind: 1 where something of the object is before them.
-        trust: in the color; the cosine of the view to the surface, 0 where it is not seen or lies at the outline.
-        color: where they are in the picture.
-    """
-
-    behind: Float[Tensor, "B N"]
-    trust: Float[Tensor, "B N"]
-    color: Float[Tensor, "B N 3"]
-
-
-class _Looks:
-    """The photographs, a part of their pixels at a time.
-
-    A photograph twice as large as the renderer's pictures is four interleaved ones, of which a step takes one: as much
-    work as for a small photograph, and in the end every pixel has been looked at.
-    """
-
-    def __init__(self, renderer: VolumeRenderer, camera: Camera, views: Views) -> None:
-        size = views.rgb.shape[-1]
-        self.every = max(1, size // renderer.size)
-        side = size // self.every
-        rgb, mask = views.rgb, views.mask
-        if side * self.every != size:
-            rgb, mask = (resize_antialias(part, side * self.every) for part in (rgb, mask))
-        self.rgb, self.mask = composite(rgb, mask, renderer.background), mask
-        self.renderer, self.camera = _resized(renderer, side), camera
-        small = [resize_antialias(part, side) for part in (self.rgb, mask)] if self.every > 1 else [self.rgb, mask]
-        self.whole = _Look(self.renderer, camera, *small)
-
-    def some(self, count: int) -> Iterator[_Look]:
-        """So many looks, all pixels in turn."""
-        for number in range(count):
-            # Far apart ones follow each other: 0 3 1 2 of four.
-            place = (number * (self.every**2 - 1)) % self.every**2
-            row, column = divmod(place, self.every)
-            part = (..., slice(row, None, self.every), slice(column, None, self.every))
-            yield _Look(self.renderer, self._moved(column, row), self.rgb[part], self.mask[part])
-
-    def shown(self, pivot: RadianceField, points: Float[Tensor, "B N 3"]) -> "_Shown":
-        """What the photographs say of points on the surface."""
-        look = self.whole
-        image = look.renderer(pivot, look.camera, extras=frozenset({"depth"}))
-        projected = look.camera.project(points)
-        place = projected[:, None, :, :2]
-
-        def at(picture: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C N"]:
-            return F.grid_sample(picture, place, mode="bilinear", align_corners=False).squeeze(2)
-
-        depth = at(image.depth / image.mask.clamp(min=SOLID)).squeeze(1)
-        beyond = projected[..., 2] - depth
-        margin = CLOSE * pivot.half_side * look.camera.scale[:, None]
-        behind = (beyond > margin) & (at(image.mask).squeeze(1) > SOLID)
-        # Pixels at the outline mix the object with what is behind it.
-        inner = -F.max_pool2d(-torch.minimum(look.mask, image.mask), 3, stride=1, padding=1)
-        trusted = (at(inner).squeeze(1) > CERTAIN) & (beyond.abs() < margin)
-        facing = -rotation.rotate(look.camera.quat, pivot.normals(points))[..., 2]
-        return _Shown(
-            behind.to(points),
-            (facing.clamp(min=0) * trusted).nan_to_num(0.0),
-            at(self.rgb).transpose(1, 2).nan_to_num(0.0),
-        )
-
-    def _moved(self, column: int, row: int) -> Camera:
-        """The camera whose pixel centers lie on these pixels of the photograph."""
-        middle = (self.every - 1) / 2
-        offset = self.camera.shift.new_tensor([column - middle, row - middle]) * (2 / self.rgb.shape[-1])
-        return replace(self.camera, shift=self.camera.shift - offset, center=self.camera.center - offset)
-
-
 class _Change:
     """What is added to the objects, and Adam on it; images do not touch each other.
 
@@ -375,12 +275,8 @@ class _Change:
         self.unit = found.planes.flatten(1).std(dim=1).nan_to_num(0.0)[:, None, None, None, None]
         self.sound = found.planes.new_ones(len(found), dtype=torch.bool)
         self.variables = [*self.levels, *([] if self.palette is None else [self.palette])]
-        self.adam = torch.optim.Adam(
-            [{"params": self.levels}, {"params": self.variables[len(levels) :]}]
-            if self.palette is not None
-            else self.levels,
-            betas=(0.9, 0.99),
-        )
+        groups = [part for part in (self.levels, self.variables[len(levels) :]) if part]
+        self.adam = torch.optim.Adam([{"params": group} for group in groups], betas=(0.9, 0.99))
 
     def planes(self) -> Float[Tensor, "B 3 C R R"]:
         first, *coarser = self.levels
@@ -394,7 +290,8 @@ class _Change:
         found = {"planes": self.planes().detach()}
         if self.palette is not None:
             found["palette"] = self.palette.detach().clone()
-        return {name: _where(self.sound, value, torch.zeros_like(value)) for name, value in found.items()}
+        sound = self.sound & finite_rows(list(found.values()))
+        return {name: _where(sound, value, torch.zeros_like(value)) for name, value in found.items()}
 
     def field(self) -> RadianceField:
         """The changed objects, with gradient."""
@@ -434,10 +331,3 @@ class _Change:
 
 def _where(rows: Bool[Tensor, "B"], first: Tensor, second: Tensor) -> Tensor:
     return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
-
-
-def _resized(renderer: VolumeRenderer, size: int) -> VolumeRenderer:
-    """The renderer at another size, without randomness: an image must not depend on its place in the batch."""
-    other = copy.copy(renderer)
-    other.size, other.random = size, False
-    return other

@@ -43,7 +43,7 @@ METHOD = (
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
-    {"prior"},
+    {"prior", "evidence"},
     {"init", "pseudo_truth", "refinement"},
     {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
