@@ -5,6 +5,7 @@ attributes, and the attributes into a color: by attention over a palette of colo
 of the distance (Eq. 1). Everything is in object units; the object lives in the box [-r, r]^3.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -124,6 +125,19 @@ class RadianceField(Batch):
     def with_palette(self, palette: Float[Tensor, "B K 3"]) -> "RadianceField":
         """The same shapes and regions in other colors."""
         return replace(self, palette=palette)
+
+    def with_details(self, details: Mapping[str, Tensor]) -> "RadianceField":
+        """The scenes with what a refinement found added: "planes" and "palette", those of them that there are.
+
+        Raises:
+            ValueError: there are details of something else, or of a palette that the field does not have.
+        """
+        if unknown := sorted(set(details) - {"planes", "palette"}):
+            raise ValueError(f"details of {', '.join(unknown)}: a field has planes and palette")
+        if "palette" in details and self.palette is None:
+            raise ValueError("this field has no palette, so there are no details of it")
+        added = {name: getattr(self, name) + value.to(getattr(self, name)) for name, value in details.items()}
+        return replace(self, **added)
 
     def opened(self) -> "OpenField":
         """The scenes for many lookups: their planes are put in order once. Half precision is widened: distances near

@@ -43,7 +43,7 @@ METHOD = (
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
-    {"prior", "architecture"},
+    {"prior", "architecture", "evidence"},
     {"init", "pseudo_truth", "refinement"},
     {"pseudo_truth_set"},
     {"manipulation"},
