@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from export import model_of  # noqa: F401  reconstruct.py finds it beside itself
 from jaxtyping import Float
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont

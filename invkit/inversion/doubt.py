@@ -27,10 +27,11 @@ class Thresholds:
     """Beyond which a mask or a result is doubted.
 
     Of 899 silhouettes of birds, photographs and crops, none is doubted: the most of `rim` is 0.18, the least of
-    `largest` 0.66. Of the same inverted all are (rim from 0.95); of 647 photographs as their own masks, all but one.
+    `largest` 0.66. Of the same inverted all are (rim from 0.95); and all of 647 photographs as their own masks.
 
     Args:
-        min_iou: overlap of what was found with the silhouette, after the search.
+        min_iou: overlap of what was found with the silhouette, after the search. 0.6 is a first setting: fields of painted
+            birds reached 0.72 (5th percentile of 12) with right masks, but 0.67 with ellipses, which are believed here.
         max_rim: part of the border of its own box that the mask covers; more is the picture's frame.
         max_gray: pixels that are neither in nor out, as a part of those that are not out.
         min_largest: part of the mask that is its largest piece.
@@ -167,5 +168,8 @@ def brightness(rgb: Float[Tensor, "3 H W"]) -> Float[Tensor, "1 H W"]:
 
 
 def shifted(mask: Float[Tensor, "1 H W"], part: float = 1 / 3) -> Float[Tensor, "1 H W"]:
-    """The mask beside its object, by a part of the picture; what leaves on one side comes back on the other."""
-    return torch.roll(mask, (round(part * mask.shape[1]), round(part * mask.shape[2])), dims=(1, 2))
+    """The mask beside its object, right and down by a part of the picture; what leaves the picture is lost."""
+    down, right = round(part * mask.shape[1]), round(part * mask.shape[2])
+    moved = torch.zeros_like(mask)
+    moved[:, down:, right:] = mask[:, : mask.shape[1] - down, : mask.shape[2] - right]
+    return moved
