@@ -31,7 +31,7 @@ class Thresholds:
 
     Args:
         min_iou: overlap of what was found with the silhouette, after the search. 0.6 is a first setting: fields of
-            painted birds reached 0.72 (5th percentile of 12) with right masks, but 0.67 with ellipses and up to 0.78 with
+            painted birds reached 0.72 (5th percentile of 12) with right masks, but 0.67 with ellipses, up to 0.78 with
             cars, which it lets pass.
         max_rim: part of the border of its own box that the mask covers; more is the picture's frame.
         max_gray: pixels that are neither in nor out, as a part of those that are not out.
