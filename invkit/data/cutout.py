@@ -24,7 +24,7 @@ MARGIN = 0.5
 """How far beyond the box the colors of the background are learned, in sides of the box."""
 BAND = 0.08
 """Width of the doubted outline of a mask to either side, as a part of the square root of its area. A wider band rescues
-worse masks and spoils good ones: this one raises the IoU of masks that are off by 5 % to 10 % from 0.7 to 0.85."""
+worse masks and spoils good ones: masks of birds that are off by 5 % to 10 % go from an IoU of 0.67 to 0.8."""
 SMALLEST_BOX = 16
 LEAST, MOST = 0.05, 0.98
 """Between these parts of its box an object lies that has been told from its background."""
