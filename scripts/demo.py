@@ -6,8 +6,8 @@
 Held-out synthetic birds are painted, then reconstructed by both methods with the small networks in meshinv/checkpoints
 and nerfinv/checkpoints. Textured meshes are searched from cameras a few degrees off, as predicted ones are; radiance
 fields find theirs by themselves. What the photographs show of the result then follows them (refine). In runs/demo:
-index.html and side_by_side.png, both methods on one page; result.json with the numbers of the table that is printed; and
-a folder for each method with meshes/*.glb, images/reconstructions.png, records/, result.json and
+index.html and side_by_side.png, both methods on one page; result.json with the numbers of the table that is printed;
+and a folder for each method with meshes/*.glb, images/reconstructions.png, records/, result.json and
 evaluation/result.json.
 """
 
