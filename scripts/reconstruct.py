@@ -64,7 +64,7 @@ from nerfinv import export as field_export
 from nerfinv.field import RadianceField
 from nerfinv.init import EncoderInit
 
-TILE, CAPTION, COLUMNS = 256, 22, 5
+TILE, CAPTION, COLUMNS = 256, 22, 6
 TURNS = (45.0, 90.0, 180.0, 270.0)
 RED = (1.0, -1.0, -1.0)
 NODES = 64

@@ -94,7 +94,7 @@ def run(desk, script) -> Callable[..., dict]:
             f"prior.generator.path={desk.root / 'prior.pt'}",
             "inverter.renderer.size=32",
             "inverter.init.count=2",
-            f"+inverter.stages=[{STAGE}]",
+            f"++inverter.stages=[{STAGE}]",
             f"+inverter.trial={STAGE}",
             "+around.count=1",
             "+around.azimuths=4",
@@ -131,11 +131,13 @@ def test_a_photograph_becomes_a_mesh_a_panel_a_record_and_numbers(made):
     assert result["label"] in (0, 1)
     assert not result["label_given"]
     assert not result["camera_given"]
-    assert set(result["objective"]) == {"mask", "texture", "prior"}
+    assert set(result["objective"]) == {"mask", "overlap", "color", "camera", "prior"}
     assert result["seconds"] > 0
     assert trimesh.load(result["mesh"], force="mesh").faces.shape == (960, 3)
     assert json.loads((made / "result.json").read_text())["images"]["wren"] == result
     record = RecordStore(made / "records").read("wren")
+    assert result["refined"] == "texture"
+    assert record.found.details["texture"].shape == (1, 3, 256, 256)
     assert record.found.camera.to_cmr()[0].tolist() == result["camera_of_crop"]
     assert record.trace.iou[0, -1].item() == pytest.approx(result["iou_after"])
 
@@ -166,15 +168,15 @@ def test_without_a_camera_the_search_begins_on_some_side_and_takes_a_trial(made)
     sides = BestOfViews(1, azimuths=4, inclinations=[30.0], keep=1).rotations
     assert rotation.angle(sides, begun.expand(4, 4)).min() < 1e-2
     tiles = panel(made / "wren")
-    assert len(tiles) == 10
-    assert all(tile.std() > 1 for tile in tiles)
+    assert len(tiles) == 12
+    assert all(tile.std() > 1 for tile in tiles[:11])
 
 
 def panel(folder: Path) -> list[np.ndarray]:
     """Its tiles, below the words."""
     sheet = np.asarray(Image.open(folder / "panel.png")).astype(float)
-    assert sheet.shape == (2 * 278, 5 * 256, 3)
-    return [tile[22:] for row in np.split(sheet, 2) for tile in np.split(row, 5, axis=1)]
+    assert sheet.shape == (2 * 278, 6 * 256, 3)
+    return [tile[22:] for row in np.split(sheet, 2) for tile in np.split(row, 6, axis=1)]
 
 
 def test_the_panel_shows_the_photograph_its_outline_and_the_crop(made, desk):
@@ -194,7 +196,7 @@ def test_the_panel_shows_the_photograph_its_outline_and_the_crop(made, desk):
 
 
 def test_all_of_the_object_is_seen_from_its_other_sides(made):
-    for tile in panel(made / "wren")[6:]:
+    for tile in panel(made / "wren")[7:11]:
         border = np.concatenate([tile[0], tile[-1], tile[:, 0], tile[:, -1]])
         assert (border == 255).all()
         assert (tile < 255).any(axis=2).mean() > 0.02
@@ -219,7 +221,7 @@ def test_a_given_camera_and_class_are_used(desk, run, tmp_path):
     result = json.loads((tmp_path / "robin" / "result.json").read_text())
     assert result["label_given"]
     assert result["camera_given"]
-    assert (panel(tmp_path / "robin")[9] == 255).all()  # no trial, so there is a tile less
+    assert (panel(tmp_path / "robin")[10] == 255).all()  # no trial, so there is a tile less
 
 
 def test_another_photograph_may_follow_in_the_same_folder(desk, run, made):

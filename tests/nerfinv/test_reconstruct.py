@@ -39,6 +39,7 @@ def reconstruct(folder: Path, generator: Path, encoder: Path, monkeypatch, *over
     small = [*PICTURES, "data.size=32", *BRIEF]
     small += [f"prior.generator.path={generator}", f"inverter.init.encoder.path={encoder}", "resolution=24"]
     small += ["++inverter.init.poses.threshold=0.4", "run.device=cpu", f"run.dir={folder}"]
+    small += ["doubt.min_iou=0"]  # the networks were never trained
     try:
         run("reconstruct", ["method=nerfinv", *small, *overrides], monkeypatch)
     finally:
@@ -48,8 +49,8 @@ def reconstruct(folder: Path, generator: Path, encoder: Path, monkeypatch, *over
 
 def tiles(folder: Path, rows: int) -> list[np.ndarray]:
     sheet = np.asarray(Image.open(folder / "panel.png")).astype(float)
-    assert sheet.shape == (rows * 278, 5 * 256, 3)
-    return [tile[22:] for row in np.split(sheet, rows) for tile in np.split(row, 5, axis=1)]
+    assert sheet.shape == (rows * 278, 6 * 256, 3)
+    return [tile[22:] for row in np.split(sheet, rows) for tile in np.split(row, 6, axis=1)]
 
 
 def test_a_photograph_becomes_a_mesh_a_panel_and_numbers(photograph, generator, encoder, tmp_path, monkeypatch):
@@ -69,18 +70,18 @@ def test_a_photograph_becomes_a_mesh_a_panel_and_numbers(photograph, generator, 
     camera = Camera.from_cmr(torch.tensor([result["camera"]], dtype=torch.float64))
     seen = camera.project(torch.from_numpy(points)[None])[0, :, :2].numpy()
     np.testing.assert_allclose(seen, CORNER + CROP * (in_crop + 1) / 2, rtol=0, atol=1e-3)
-    made = tiles(tmp_path / "wren", 3)
-    # Photograph, silhouette, crop, canonical map, first guess; result, normals, three turns; a fourth.
-    assert all(tile.std() > 1 for tile in made[:11])
-    assert all((tile == 255).all() for tile in made[11:])
-    for side in made[7:11]:
+    made = tiles(tmp_path / "wren", 2)
+    # Photograph, silhouette, crop, canonical map, first guess, result; refined, normals, four turns.
+    assert all(tile.std() > 1 for tile in made)
+    assert result["refined"] == "pivotal"
+    for side in made[8:]:
         border = np.concatenate([side[0], side[-1], side[:, 0], side[:, -1]])
         assert (border > 250).all()
 
 
 def test_the_crop_keeps_soft_masks(photograph, generator, encoder, tmp_path, monkeypatch):
     reconstruct(tmp_path, generator, encoder, monkeypatch, f"image={photograph}")
-    crop = tiles(tmp_path / "wren", 3)[2]
+    crop = tiles(tmp_path / "wren", 2)[2]
     outline = crop[128, :30].mean(axis=1)
     assert ((outline > 200) & (outline < 250)).any()
 
