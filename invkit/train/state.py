@@ -103,6 +103,25 @@ class TrainState:
         return [*self.modules.values(), *self.optimizers.values()]
 
 
+def begin_with(network: nn.Module, trained: nn.Module, setting: str) -> None:
+    """Give the network the weights of a trained one.
+
+    Args:
+        setting: where `trained` was named, for the message.
+
+    Raises:
+        ValueError: they are not of the same layout.
+    """
+    try:
+        network.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[2].strip().partition("\n")[0]
+        raise ValueError(
+            f"{setting} is of another layout than the network to be trained ({reason}): give one of the same sizes, or "
+            f"{setting}=null"
+        ) from None
+
+
 def _tensors(part: nn.Module | Optimizer) -> list[Tensor]:
     if isinstance(part, nn.Module):
         return [tensor.detach() for tensor in [*part.parameters(), *part.buffers()]]

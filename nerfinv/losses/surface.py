@@ -74,10 +74,10 @@ def nearest_to_surface(
     Points that fill the box evenly hardly meet the surface, where the distance matters most.
 
     Args:
-        count: M, of each object.
+        count: M, of each object; at most all of those given.
         spread: standard deviation of the disturbance, object units.
     """
-    chosen = value.detach().abs().topk(count, dim=1, largest=False).indices
+    chosen = value.detach().abs().topk(min(count, value.shape[1]), dim=1, largest=False).indices
     distance = value.detach().gather(1, chosen)[..., None]
     slope = gradient.detach().gather(1, chosen[..., None].expand(-1, -1, 3))
     steps = distance * slope / slope.square().sum(dim=2, keepdim=True).clamp(min=0.25)

@@ -22,6 +22,7 @@ from invkit.protocols import Phase, Run
 from invkit.runtime import dist
 from invkit.train.loop import shared_rng
 from invkit.train.schedule import Rate, step_decay
+from invkit.train.state import begin_with
 from nerfinv.encoder.encoder import Encoder, PoseRegressor
 from nerfinv.encoder.pretrained import load_backbone
 from nerfinv.generator.generator import Generator
@@ -111,7 +112,7 @@ class EncoderTask:
         if reuse < 1:
             raise ValueError(f"task.reuse={reuse} must be at least 1, which renders anew at every step")
         if initial is not None:
-            encoder.load_state_dict(initial.state_dict())
+            begin_with(encoder, initial, "task.initial")
         self.data, self.renderer, self.reuse = data, renderer, reuse
         self.generator = generator.eval().requires_grad_(False)
         self.encoder, self.regressor = encoder, regressor

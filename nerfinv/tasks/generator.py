@@ -27,6 +27,7 @@ from invkit.runtime import dist
 from invkit.train.ada import Ada
 from invkit.train.ema import Ema
 from invkit.train.schedule import every, ramp
+from invkit.train.state import begin_with
 from invkit.types import Rendering, Views
 from nerfinv.discriminator import Discriminator, pose_vector
 from nerfinv.field import RadianceField
@@ -138,7 +139,7 @@ class GanTask:
         if initial is not None:
             if sphere_steps:
                 raise ValueError("task.initial has shapes already: give task.sphere_steps=0")
-            generator.load_state_dict(initial.state_dict())
+            begin_with(generator, initial, "task.initial")
         self.data, self.generator, self.discriminator, self.renderer = data, generator, discriminator, renderer
         self.quality, self.ada, self.batch_size, self.seed, self.workers = quality, ada, batch_size, seed, workers
         self.warm_up, self.overshoot = warm_up, overshoot

@@ -47,9 +47,11 @@ def generator(tmp_path_factory) -> Path:
 
 def overrides_of(experiment: Path, data: dict[str, Path], generator: Path) -> list[str]:
     root = data[experiment.stem.removeprefix("nerfinv_encoder_")]
+    task = composed(experiment)["task"]
     return [
         *command(experiment)[1],
-        *roots(composed(experiment)["task"], root),
+        *(["task.initial=null"] if "initial" in task else []),  # what ships is of another size
+        *roots(task, root),
         f"task.generator.path={generator}",
     ]
 

@@ -24,7 +24,7 @@ from nerfinv.renderers.plain import PlainRenderer
 from nerfinv.renderers.volume import VolumeRenderer
 from nerfinv.tasks.generator import GanTask
 from tests.invkit.toy_task import ToyRun
-from tests.nerfinv.tiny_gan import BATCH, CLASSES, COUNT, LATENT, SIZE, Pictures, tiny_gan
+from tests.nerfinv.tiny_gan import BATCH, CLASSES, COUNT, LATENT, SIZE, STYLE, Pictures, tiny_gan
 
 CPU = torch.device("cpu")
 EXACT = {"coarse": 6, "fine": 6, "background": 0.3}
@@ -536,3 +536,8 @@ def test_a_trained_generator_can_be_begun_with():
     assert task.generator.mapping.fc1.weight is not trained.mapping.fc1.weight
     with pytest.raises(ValueError, match=r"give task\.sphere_steps=0"):
         tiny_gan(initial=trained)
+    wider = Generator(latent_dim=7, style_dim=STYLE, palette_size=3, plane_size=8, plane_channels=4, max_channels=6)
+    with pytest.raises(
+        ValueError, match=r"task\.initial is of another layout .*size mismatch for mapping"
+    ):
+        tiny_gan(initial=wider, sphere_steps=0)

@@ -231,6 +231,7 @@ def test_points_are_taken_to_the_surface_whatever_the_slope():
         distance = (near[0] - torch.tensor([0.1, 0.0, -0.2])).norm(dim=1) - 0.5
         assert near.shape == (1, 100, 3)
         assert distance.abs().max() < 1e-4
+        assert surface.nearest_to_surface(points, value, gradient, 9999, spread=0.0).shape == points.shape
         beside = surface.nearest_to_surface(points, value, gradient, 100, spread=0.05)
         assert 0.03 < (beside[0] - near[0]).std() < 0.07
 

@@ -1,7 +1,7 @@
 import pytest
 
+from invkit.protocols import always
 from invkit.train.schedule import (
-    always,
     constant,
     every,
     except_every,
