@@ -147,7 +147,8 @@ def painted(tmp_path_factory) -> Path:
 
 def test_the_networks_that_ship_find_a_bird_without_a_camera(painted, tmp_path, monkeypatch):
     brief = [*BRIEF[1:], "inverter.stages.steps=4", "resolution=32", "run.device=cpu", f"run.dir={tmp_path}"]
-    run("reconstruct", ["method=nerfinv", f"image={painted}", *brief], monkeypatch)
+    painted_birds = "experiment=nerfinv_reconstruct_synthetic_birds"
+    run("reconstruct", ["method=nerfinv", painted_birds, f"image={painted}", *brief], monkeypatch)
     result = json.loads((tmp_path / "result.json").read_text())["images"]["bird"]
     assert result["status"] == OK
     assert 0.6 < result["iou_before"] < result["iou_after"]
