@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> None:
         result["protocols"] = {name: result["protocols"][name] for name in protocols}
         run.result(result)
         if run.rank == 0:
-            for line in [*table(result), *changed(result)]:
+            for line in [*table(result), *(() if refined(store) else changed(result))]:
                 run.log.message(line)
 
 
@@ -124,6 +124,11 @@ def table(result: Mapping[str, Any]) -> list[str]:
 def several(names: Sequence[str]) -> str:
     """The names; of many the first and how many more, as each has a line of the table already."""
     return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
+
+
+def refined(store: RecordStore) -> bool:
+    """Whether records are read with details, by which they look otherwise than when their search ended."""
+    return store.refined and store.details.is_dir()
 
 
 def changed(result: Mapping[str, Any]) -> list[str]:

@@ -537,7 +537,5 @@ def test_a_trained_generator_can_be_begun_with():
     with pytest.raises(ValueError, match=r"give task\.sphere_steps=0"):
         tiny_gan(initial=trained)
     wider = Generator(latent_dim=7, style_dim=STYLE, palette_size=3, plane_size=8, plane_channels=4, max_channels=6)
-    with pytest.raises(
-        ValueError, match=r"task\.initial is of another layout .*size mismatch for mapping"
-    ):
+    with pytest.raises(ValueError, match=r"task\.initial is of another layout .*size mismatch for mapping"):
         tiny_gan(initial=wider, sphere_steps=0)
