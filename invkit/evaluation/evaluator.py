@@ -90,7 +90,7 @@ def statuses(store: RecordStore, dataset: ImageSet) -> Result:
         mean_steps: that the searches took, None where there were none.
     """
     gone = set(store.missing(dataset.names))
-    records = [store.read(name) for index, name in enumerate(dataset.names) if index not in gone]
+    records = [store.searched(name) for index, name in enumerate(dataset.names) if index not in gone]
     taken = [int(record.trace.steps) for record in records if record.trace is not None]
     return {
         "statuses": dict(Counter(record.status if record.found is not None else "failed" for record in records)),
@@ -129,7 +129,7 @@ def evaluate(
     ended = statuses(store, dataset)
     missing = ended["missing"]
     known = sorted(set(dataset.names) - set(missing))
-    images: dict[str, dict[str, Any]] = {name: {"status": store.read(name).status} for name in known}
+    images: dict[str, dict[str, Any]] = {name: {"status": store.searched(name).status} for name in known}
     means = {}
     for key, result in results.items():
         values = result["metrics"].get("iou", {"value": None, "per_image": {}})

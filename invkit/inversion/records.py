@@ -153,15 +153,32 @@ class RecordStore:
             ValueError: the file is damaged or is no record of `name`; its details are, or are missing though other
                 records have some.
         """
-        record = self._searched(name)
+        record = self.searched(name)
         if record.found is None or not self.refined or not self.details.is_dir():
             return record
         return replace(record, found=replace(record.found, details=self._details(record)))
 
+    def searched(self, name: str) -> Record:
+        """The record of one image as the search left it, on the CPU; its details are not read.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: the file is damaged or is no record of `name`.
+        """
+        path = self.path(name)
+        content = checkpoint.load(path)
+        try:
+            record = _record(content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a record ({error!r}); delete it and search again") from error
+        if record.name != name:
+            raise ValueError(f"{path} is the record of {record.name}; was the file renamed?")
+        return record
+
     def write_details(self, name: str, kind: str, details: Mapping[str, Shaped[Tensor, "1 ..."]]) -> None:
         """Write what a refinement of this kind has found for an image that has a record, in half precision."""
         kept = {key: value.detach().cpu().half() for key, value in details.items()}
-        searched = _digest(self._searched(name))
+        searched = _digest(self.searched(name))
         path = self.details / self.path(name).name
         checkpoint.save(path, {"name": name, "kind": kind, "searched": searched, "details": kept})
 
@@ -170,7 +187,7 @@ class RecordStore:
         found = []
         for position, name in enumerate(names):
             try:
-                record = self._searched(name)
+                record = self.searched(name)
                 if record.found is not None:
                     self._details(record)
             except ValueError:
@@ -194,17 +211,6 @@ class RecordStore:
             raise ValueError(f"{path} belongs to another search of {record.name}; delete it; {again}")
         return details
 
-    def _searched(self, name: str) -> Record:
-        path = self.path(name)
-        content = checkpoint.load(path)
-        try:
-            record = _record(content)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a record ({error!r}); delete it and search again") from error
-        if record.name != name:
-            raise ValueError(f"{path} is the record of {record.name}; was the file renamed?")
-        return record
-
     def missing(self, names: Sequence[str]) -> list[int]:
         """Positions in `names` that have no record; a damaged one counts as missing and is told of."""
         return [position for position, name in enumerate(names) if not self._is_there(name)]
@@ -218,7 +224,7 @@ class RecordStore:
 
     def _is_there(self, name: str) -> bool:
         try:
-            self._searched(name)
+            self.searched(name)
         except FileNotFoundError:
             return False
         except ValueError as error:

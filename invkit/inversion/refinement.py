@@ -31,11 +31,10 @@ def refine_all(
         dataset: the images that were searched, in any size.
         indices: of images that were found; see `RecordStore.unrefined`.
     """
-    searched = RecordStore(store.dir, refined=False)
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
         names = [dataset.names[index] for index in part]
-        guess = Guess.cat([searched.read(name).found for name in names]).to(device)
+        guess = Guess.cat([store.searched(name).found for name in names]).to(device)
         views = Views.cat([dataset[index] for index in part]).to(device)
         details = refinement(prior, renderer, guess, views)
         for place, name in enumerate(names):
