@@ -4,7 +4,6 @@ A rendering is compared with some of the pixels at a time. Of a place on the sur
 nothing at all, because something is before it.
 """
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from invkit.geometry.camera import Camera
 from invkit.images import composite, resize_antialias
 from invkit.types import Views
 from nerfinv.field import RadianceField
-from nerfinv.renderers.volume import VolumeRenderer
+from nerfinv.renderers.volume import VolumeRenderer, resized
 
 CLOSE = 0.05
 """Share of the half box within which a point belongs to the surface that a pixel shows."""
@@ -120,10 +119,3 @@ class Looks:
         middle = (self.every - 1) / 2
         offset = self.camera.shift.new_tensor([column - middle, row - middle]) * (2 / self.rgb.shape[-1])
         return replace(self.camera, shift=self.camera.shift - offset, center=self.camera.center - offset)
-
-
-def resized(renderer: VolumeRenderer, size: int) -> VolumeRenderer:
-    """The renderer at another size, without randomness: an image must not depend on its place in the batch."""
-    other = copy.copy(renderer)
-    other.size, other.random = size, False
-    return other

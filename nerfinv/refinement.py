@@ -24,9 +24,9 @@ from invkit.geometry import rotation
 from invkit.inversion.search_state import finite_rows
 from invkit.protocols import Prior
 from invkit.types import Guess, Views
-from nerfinv.evidence import SOLID, Look, Looks, resized
+from nerfinv.evidence import SOLID, Look, Looks
 from nerfinv.field import OpenField, RadianceField, wide_sigmoid
-from nerfinv.renderers.volume import VolumeRenderer
+from nerfinv.renderers.volume import VolumeRenderer, resized
 
 BRIGHTEST = 1.002
 """What palettes reach; see `nerfinv.field.wide_sigmoid`."""

@@ -11,6 +11,7 @@ all of them composited together. What is saved changes nothing that can be told:
    is -sigma / beta), and so does the light that comes through.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -234,3 +235,10 @@ def _normals(opened: OpenField, points: Float[Tensor, "P 3"], image: Int[Tensor,
     """Unit gradients of the signed distance, object axes, a part of the points at once."""
     parts = zip(points.split(AT_ONCE), image.split(AT_ONCE), strict=True)
     return torch.cat([points.new_zeros(0, 3), *(opened.normals(*part) for part in parts)])
+
+
+def resized(renderer: VolumeRenderer, size: int) -> VolumeRenderer:
+    """The renderer at another size, without randomness: an image must not depend on its place in the batch."""
+    other = copy.copy(renderer)
+    other.size, other.random = size, False
+    return other

@@ -1,6 +1,5 @@
 """Sheets of radiance fields: colors, normals, depth and regions side by side, all on white."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from invkit.types import Rendering
 from nerfinv.field import RadianceField
 from nerfinv.generator.generator import Generator
 from nerfinv.manipulation import region_colors
-from nerfinv.renderers.volume import VolumeRenderer
+from nerfinv.renderers.volume import VolumeRenderer, resized
 
 SAMPLES, AZIMUTHS = 6, 4
 ELEVATION = 20.0
@@ -27,9 +26,8 @@ NEAREST, FARTHEST = 0.9, -0.8
 
 def on_white(renderer: VolumeRenderer, size: int | None = None) -> VolumeRenderer:
     """The same renderer with white behind, without chance, and for pictures of another size where one is given."""
-    changed = copy.copy(renderer)
-    changed.size = size or renderer.size
-    changed.background, changed.random = 1.0, False
+    changed = resized(renderer, size or renderer.size)
+    changed.background = 1.0
     return changed
 
 
