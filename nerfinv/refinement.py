@@ -13,26 +13,22 @@ paper's locality term: there it is said in renderings of nearby latents, here in
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.features.lpips import LPIPS
 from invkit.geometry import rotation
-from invkit.inversion.search_state import finite_rows
 from invkit.protocols import Prior
 from invkit.types import Guess, Views
+from nerfinv.changes import Change, GeneratorChange, PlaneChange
 from nerfinv.evidence import SOLID, Look, Looks
 from nerfinv.field import OpenField, RadianceField, wide_sigmoid
+from nerfinv.prior import FieldPrior
 from nerfinv.renderers.volume import VolumeRenderer, resized
-
-BRIGHTEST = 1.002
-"""What palettes reach; see `nerfinv.field.wide_sigmoid`."""
-
-LEVELS = 3
-"""Resolutions at which planes are changed, each half of the next."""
 
 
 class PivotalTuning:
@@ -100,7 +96,7 @@ class PivotalTuning:
         """
         found = prior.decode(guess.latent, guess.label).detach()
         looks = Looks(renderer, guess.camera.detach(), views)
-        change = _Change(found)
+        change = self.change(prior, guess, found)
         if self.steps:
             change.palette_to(self._fitted_palette(found, looks))
             pivot = found.with_details(change.details())
@@ -113,6 +109,10 @@ class PivotalTuning:
                     value = self._objective(change, look, surface, beside, space)
                     change.step(value, share * self.rate, share * self.palette_rate)
         return change.details()
+
+    def change(self, prior: Prior[RadianceField], guess: Guess, found: RadianceField) -> Change:
+        """What is bent, with nothing bent yet."""
+        return PlaneChange(found)
 
     def _fitted_palette(self, found: RadianceField, looks: Looks) -> Float[Tensor, "B K 3"] | None:
         """What to add to the palette: ridge regression of what the rendering misses on the shares that are seen."""
@@ -131,7 +131,7 @@ class PivotalTuning:
         return fitted.to(found.palette.dtype)
 
     def _objective(
-        self, change: "_Change", look: Look, surface: "_Surface", beside: "_Places", space: "_Places"
+        self, change: Change, look: Look, surface: "_Surface", beside: "_Places", space: "_Places"
     ) -> Float[Tensor, "B"]:
         """What is minimized, for each image."""
         field = change.field()
@@ -258,76 +258,21 @@ def _color(field: RadianceField, attributes: Float[Tensor, "P A"], surface: _Sur
     return (shares @ field.palette).flatten(0, 1)
 
 
-class _Change:
-    """What is added to the objects, and Adam on it; images do not touch each other.
+class GeneratorTuning(PivotalTuning):
+    """Pivotal tuning as it was published: what is bent is the generator, a copy of its weights for every photograph.
 
-    Planes are changed at several resolutions at once: what pixels agree about moves together, and parts between the
-    texels that were seen move along.
+    The objective is the same. It takes more time and memory, and images are not drawn side by side.
+
+    Args:
+        rate: of the weights at first.
+        settings: of `PivotalTuning`.
     """
 
-    def __init__(self, found: RadianceField) -> None:
-        self.found = found
-        side = found.planes.shape[-1]
-        flat = found.planes.flatten(0, 1)
-        levels = [flat.new_zeros(*flat.shape[:2], s, s) for s in (side >> n for n in range(LEVELS)) if s >= 4]
-        self.levels = [level.requires_grad_() for level in levels]
-        self.palette = None if found.palette is None else torch.zeros_like(found.palette).requires_grad_()
-        self.unit = found.planes.flatten(1).std(dim=1).nan_to_num(0.0)[:, None, None, None, None]
-        self.sound = found.planes.new_ones(len(found), dtype=torch.bool)
-        self.variables = [*self.levels, *([] if self.palette is None else [self.palette])]
-        groups = [part for part in (self.levels, self.variables[len(levels) :]) if part]
-        self.adam = torch.optim.Adam([{"params": group} for group in groups], betas=(0.9, 0.99))
+    name = "pivotal_generator"
 
-    def planes(self) -> Float[Tensor, "B 3 C R R"]:
-        first, *coarser = self.levels
-        side = first.shape[-1]
-        for level in coarser:
-            first = first + F.interpolate(level, size=side, mode="bilinear", align_corners=True)
-        return first.unflatten(0, (-1, 3)) * self.unit
+    def __init__(self, *, rate: float = 0.002, **settings: Any) -> None:
+        super().__init__(rate=rate, **settings)
 
-    def details(self) -> dict[str, Tensor]:
-        """What is added, without gradient; zeros of images that broke down."""
-        found = {"planes": self.planes().detach()}
-        if self.palette is not None:
-            found["palette"] = self.palette.detach().clone()
-        sound = self.sound & finite_rows(list(found.values()))
-        return {name: _where(sound, value, torch.zeros_like(value)) for name, value in found.items()}
-
-    def field(self) -> RadianceField:
-        """The changed objects, with gradient."""
-        planes = self.found.planes + self.planes()
-        return replace(
-            self.found, planes=planes, palette=None if self.palette is None else self.found.palette + self.palette
-        )
-
-    def size(self) -> Float[Tensor, "B"]:
-        squares = (self.planes() / self.unit.clamp(min=1e-12)).square()
-        return squares.flatten(1).mean(dim=1)
-
-    def palette_to(self, added: Float[Tensor, "B K 3"] | None) -> None:
-        if added is not None:
-            self.palette.data.copy_(added)
-            self._hold()
-
-    def step(self, value: Float[Tensor, "B"], rate: float, palette_rate: float) -> None:
-        gradients = torch.autograd.grad(value.sum(), self.variables)
-        count = len(self.sound)
-        rows = [gradient.unflatten(0, (count, -1)) for gradient in gradients]
-        self.sound &= value.detach().isfinite() & finite_rows(rows)
-        for variable, gradient in zip(self.variables, rows, strict=True):
-            variable.grad = _where(self.sound, gradient, torch.zeros_like(gradient)).flatten(0, 1)
-        for group, own in zip(self.adam.param_groups, (rate, palette_rate), strict=False):
-            group["lr"] = own
-        self.adam.step()
-        self._hold()
-
-    @torch.no_grad()
-    def _hold(self) -> None:
-        """Keep the palette within the colors that there are."""
-        if self.palette is not None:
-            whole = (self.found.palette + self.palette).clamp(-BRIGHTEST, BRIGHTEST)
-            self.palette.copy_(whole - self.found.palette)
-
-
-def _where(rows: Bool[Tensor, "B"], first: Tensor, second: Tensor) -> Tensor:
-    return torch.where(rows.view(-1, *[1] * (first.dim() - 1)), first, second)
+    def change(self, prior: FieldPrior, guess: Guess, found: RadianceField) -> Change:
+        synthesis = prior.generator.synthesis
+        return GeneratorChange(found, synthesis, guess.latent[:, : synthesis.num_styles].detach())

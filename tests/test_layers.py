@@ -32,7 +32,7 @@ ROOMS = {
     "runtime": ({"files"}, {"dist", "log", "checkpoint", "conversion", "pickles"}, {"run"}),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
-    "inversion": ({"schedule", "search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
+    "inversion": ({"schedule"}, {"search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
     "evaluation": ({"viewpoints", "report"}, {"protocol", "page"}, {"instruments"}, {"measurement"}, {"evaluator"}),
 }
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
@@ -43,7 +43,7 @@ METHOD = (
     {"mesh"},
     {"layers"},
     {"generator", "discriminators", "discriminator", "reconstruction", "encoder", "losses", "renderers", "pnp"},
-    {"prior", "architecture", "evidence"},
+    {"prior", "architecture", "evidence", "changes"},
     {"init", "pseudo_truth", "refinement"},
     {"pseudo_truth_set"},
     {"manipulation"},

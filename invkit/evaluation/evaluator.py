@@ -117,7 +117,8 @@ def evaluate(
     Returns:
         count: images measured.
         iou_before, iou_after: mean overlap of first guess and result; None where count is 0.
-        images: by name: status, iou_before and iou_after of every image that has a record.
+        images: by name: status, iou_before, iou_after and iou_of_search (what the search itself ended with, before any
+            refinement) of every image that has a record.
         missing: names of the images without a record.
         mean_steps: that the searches took, None where there were none.
     """
@@ -130,6 +131,8 @@ def evaluate(
     missing = ended["missing"]
     known = sorted(set(dataset.names) - set(missing))
     images: dict[str, dict[str, Any]] = {name: {"status": store.searched(name).status} for name in known}
+    for name, value in ended["iou_of_search"].items():
+        images[name]["iou_of_search"] = value
     means = {}
     for key, result in results.items():
         values = result["metrics"].get("iou", {"value": None, "per_image": {}})

@@ -109,15 +109,16 @@ def judged(images: Mapping[str, Mapping[str, Any]], dataset: ImageSet, than: Thr
     """What is known of each image, with its doubts, in words, and DOUBTFUL for OK where there are any.
 
     Args:
-        images: by name: status and, where there is a result, iou_after.
+        images: by name: status and, where there is a result, iou_of_search. A refinement bends what was found until it
+            agrees with any silhouette, so its overlap says nothing.
     """
     place = {name: index for index, name in enumerate(dataset.names)}
     found = {}
     for name, image in images.items():
         reasons = []
-        if "iou_after" in image:
+        if "iou_of_search" in image:
             reasons = doubts_about_mask(dataset[place[name]].mask[0], than)
-            reasons += doubts_about_search(image["iou_after"], than)
+            reasons += doubts_about_search(image["iou_of_search"], than)
         status = DOUBTFUL if reasons and image["status"] == OK else image["status"]
         found[name] = {**image, "status": status, "doubts": reasons}
     return found

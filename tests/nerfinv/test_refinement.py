@@ -13,7 +13,7 @@ from nerfinv.evidence import Looks
 from nerfinv.field import RadianceField
 from nerfinv.generator.generator import Generator
 from nerfinv.prior import FieldPrior
-from nerfinv.refinement import PivotalTuning
+from nerfinv.refinement import GeneratorTuning, PivotalTuning
 from nerfinv.renderers.volume import VolumeRenderer
 from tests.nerfinv.tiny_fields import around, bumpy_balls
 
@@ -205,22 +205,59 @@ def test_the_mirrored_side_takes_the_colors_that_are_seen():
     assert off[1] < 0.8 * off[0]
 
 
-def test_the_generator_is_left_alone():
+def generated(count: int = 2, dtype: torch.dtype = torch.float32) -> tuple[FieldPrior, Guess, Views]:
+    """A generator that has learned nothing, and photographs of something else."""
     torch.manual_seed(0)
     prior = FieldPrior(Generator(
         latent_dim=5, style_dim=6, palette_size=3, plane_size=8, plane_channels=4, max_channels=6, decoder_width=8,
         scene_range=1.2,
-    ))  # fmt: skip
+    ).to(dtype))  # fmt: skip
+    camera = around(count, perspective=False, dtype=dtype).detach()
+    guess = Guess(prior.sample(count, torch.Generator().manual_seed(0)), camera)
+    return prior, guess, photographs(frozen(bumpy_balls(count, dtype=dtype)), camera)
+
+
+@pytest.mark.parametrize("tuning", [PivotalTuning, GeneratorTuning])
+def test_the_generator_is_left_alone(tuning):
+    prior, guess, views = generated()
     before = {name: value.clone() for name, value in prior.generator.state_dict().items()}
-    guess = Guess(prior.sample(2, torch.Generator().manual_seed(0)), around(2, perspective=False).detach())
-    views = photographs(frozen(bumpy_balls()), guess.camera)
     latent = guess.latent.clone().requires_grad_()
-    details = PivotalTuning(**QUICK)(prior, RENDERER, replace(guess, latent=latent), views)
+    details = tuning(**QUICK)(prior, RENDERER, replace(guess, latent=latent), views)
     assert details["planes"].count_nonzero() > 0
     assert not any(value.requires_grad for value in details.values())
     assert latent.grad is None
     assert all(weight.grad is None for weight in prior.generator.parameters())
+    assert not any(weight.requires_grad for weight in prior.generator.parameters())
     assert all(torch.equal(value, before[name]) for name, value in prior.generator.state_dict().items())
+
+
+def test_bent_weights_bring_the_picture_to_the_photograph_too():
+    prior, guess, views = generated()
+    details = GeneratorTuning(**{**QUICK, "steps": 20, "decay": 0.0}, rate=0.02, geometry=0.0)(
+        prior, RENDERER, guess, views
+    )
+    found = prior.decode(guess.latent, None)
+    before, after = (
+        psnr(RENDERER(scenes, guess.camera).rgb, views.rgb) for scenes in (found, found.with_details(details))
+    )
+    assert (after > before).all()
+    assert (after - before).max() > 1
+
+
+def test_each_photograph_bends_weights_of_its_own_and_a_broken_one_none():
+    prior, guess, views = generated(3, torch.double)
+    tuning = GeneratorTuning(**{**QUICK, "steps": 3})
+    together = tuning(prior, RENDERER, guess, views)
+    for image in range(3):
+        alone = tuning(prior, RENDERER, guess[image], views[image])
+        for name, value in alone.items():
+            torch.testing.assert_close(value, together[name][[image]], rtol=1e-6, atol=1e-9)
+    rgb = views.rgb.clone()
+    rgb[1, :, SIZE // 2] = torch.nan
+    found = tuning(prior, RENDERER, guess, replace(views, rgb=rgb))
+    for name, value in found.items():
+        assert value[1].count_nonzero() == 0
+        torch.testing.assert_close(value[[0, 2]], together[name][[0, 2]], rtol=1e-6, atol=1e-9)
 
 
 def turned_about(quat: Tensor) -> Tensor:

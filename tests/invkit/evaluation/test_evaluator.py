@@ -151,6 +151,7 @@ def test_overlaps_before_and_after_are_those_of_the_rendered_records(done):
         assert measured["iou_before"] == pytest.approx(overlap(record.trace.start, mask), abs=1e-6)
         assert measured["iou_after"] == pytest.approx(overlap(record.found, mask), abs=1e-6)
         assert measured["iou_after"] == pytest.approx(float(record.trace.iou[0, -1]), abs=1e-5)
+        assert measured["iou_of_search"] == float(record.trace.iou[0, -1])
     mean = sum(result["images"][f"disc/{index}"]["iou_after"] for index in DONE) / 5
     assert result["iou_after"] == pytest.approx(mean)
     assert result["iou_after"] > result["iou_before"]

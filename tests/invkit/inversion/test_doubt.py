@@ -123,10 +123,10 @@ class Pictures(ImageSet):
 
 def test_a_doubt_takes_the_place_of_ok_alone():
     images = {
-        "good": {"status": OK, "iou_after": 0.8},
-        "bad mask": {"status": OK, "iou_after": 0.8},
-        "bad overlap": {"status": OK, "iou_after": 0.3},
-        "diverged": {"status": DIVERGED, "iou_after": 0.1},
+        "good": {"status": OK, "iou_of_search": 0.8},
+        "bad mask": {"status": OK, "iou_of_search": 0.8},
+        "bad overlap": {"status": OK, "iou_of_search": 0.3, "iou_after": 0.8},  # refined to agree with any mask
+        "diverged": {"status": DIVERGED, "iou_of_search": 0.1},
         "unreadable": {"status": "no image at x.png"},
     }
     found = judged(images, Pictures(), Thresholds())
