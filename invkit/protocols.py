@@ -160,7 +160,8 @@ class Phase:
     Args:
         loss: (batch, step) -> weighted terms, scalars, which the loop sums; every rank returns the same names.
         due: the steps at which this phase moves.
-        rate: factor on the learning rates that the optimizer was built with.
+        rate: factor on the learning rates that the optimizer was built with; a parameter group with `scheduled` False
+            keeps its own.
         clip_norm: bound on the norm of the whole gradient, averaged over ranks.
         autocast: dtype in which the loss may compute. float16 brings a loss scale, which is part of the saved state;
             an overflow then skips the step and lowers the scale.

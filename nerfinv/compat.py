@@ -80,7 +80,7 @@ _NAMES = {
         ("palette.", "texture_mapper."),
     ),
     Discriminator: (
-        ("mapping.class_embedding.", "class_embedding."),
+        ("mapping.class_embedding.", "label_embedding."),
         ("", "backbone."),
     ),
 }
@@ -143,8 +143,8 @@ def discriminator_architecture(state: State) -> dict[str, Any]:
     width, channels = shape_of(state, f"backbone.b{size}.fromrgb.weight", 4)[:2]
     condition = "backbone.mapping.fc0.weight"
     num_classes = 0
-    if "class_embedding.weight" in state:
-        num_classes = shape_of(state, "class_embedding.weight", 2)[0]
+    if "label_embedding.weight" in state:
+        num_classes = shape_of(state, "label_embedding.weight", 2)[0]
     max_channels = shape_of(state, "backbone.b4.fc.weight", 2)[0]
     if condition in state:
         inputs = shape_of(state, condition, 2)[1]
@@ -194,10 +194,10 @@ def from_released(
         modules[name] = {f"{prefix}{key}": value for key, value in fitting.items()}
     if "discriminator" in payload:
         with speaking_of("discriminator"):
-            # Under what name the released code keeps classes here is not known, as no such file is published.
+            # Files written by earlier versions of this package call it as the generator's.
             embedding = re.compile(r".*embedding\.weight")
             stored = bare(payload["discriminator"])
-            state = {embedding.sub("class_embedding.weight", name): value for name, value in stored.items()}
+            state = {embedding.sub("label_embedding.weight", name): value for name, value in stored.items()}
             keywords = discriminator_architecture(state)
             modules["discriminator"] = _ours(state, Discriminator, keywords)
         task["discriminator"] = node_of(Discriminator, keywords)

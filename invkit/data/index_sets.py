@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from invkit.data.dataset import ImageSet
+from invkit.data.imagenet import ImageNet
 from invkit.data.srn import Srn
 
 MOST, SEED = 8000, 1234
@@ -45,7 +46,9 @@ def has_other_sides(dataset: ImageSet) -> bool:
     return object_of is not None and len(set(object_of)) < len(object_of)
 
 
-def released(train: Split, test: Split, *, most: int = MOST, seed: int = SEED) -> tuple[IndexSet, IndexSet]:
+def released(
+    train: Split, test: Split, *, most: int = MOST, seed: int = SEED, imagenet: bool = False
+) -> tuple[IndexSet, IndexSet]:
     """The released code's choices for the training and the test split.
 
     Of a split with more than `most` images so many are chosen. Where objects have several photographs, the partner is
@@ -53,15 +56,20 @@ def released(train: Split, test: Split, *, most: int = MOST, seed: int = SEED) -
     partner's number among these with the image's number in the split, so that the image itself is often its own
     partner: 8.8 percent of ShapeNet's cars, 16.8 percent of its chairs. Where each object has one photograph, partners
     are a permutation of the numbers up to the count of the chosen images, and not of these images.
+
+    Args:
+        imagenet: its training split is drawn from even where all of it is taken, which moves on what is drawn later.
     """
     rng = torch.Generator().manual_seed(seed)
+    if imagenet and train[0] <= most:
+        torch.randperm(train[0], generator=rng)
     sets = [_released(split, most, rng) for split in (train, test)]
     return sets[0], sets[1]
 
 
 def released_of(dataset: ImageSet, train: ImageSet) -> IndexSet:
     """`released` for a data set that is the training split itself, or the test split beside it."""
-    sets = released(split_of(train), split_of(dataset))
+    sets = released(split_of(train), split_of(dataset), imagenet=isinstance(train, ImageNet))
     return sets[0] if dataset.names == train.names else sets[1]
 
 

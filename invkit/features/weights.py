@@ -29,7 +29,7 @@ class Weights:
 
     Args:
         file: its name.
-        sha256: how the SHA-256 of its bytes begins, hexadecimal.
+        sha256: how the SHA-256 of its bytes begins, hexadecimal; "" where nobody has published it.
         url: where it comes from.
         purpose: what it is and what needs it.
     """
@@ -97,14 +97,25 @@ WEIGHTS: Mapping[str, Weights] = {
         "https://github.com/nihui/ncnn-assets (models/squeezenet_v1.1.bin, converted)",
         "the authors' own weights of SqueezeNet 1.1 in half precision; a stand-in for squeezenet, with other numbers",
     ),
+    "mit_b5": Weights(
+        "mit_b5.pth",
+        "",
+        "https://github.com/NVlabs/SegFormer (ImageNet-1K weights)",
+        "SegFormer's backbone trained on ImageNet; encoders of bootstrapped radiance-field inversion start from it",
+    ),
 }
 
+GO_WITHOUT = f"choose weights={RANDOM!r} where you accept that the numbers mean nothing"
 
-def find(name: str, folder: str | Path | None = None) -> Path:
+
+def find(name: str, folder: str | Path | None = None, *, go_without: str = GO_WITHOUT) -> Path:
     """The file of the weights `name`, its hash checked.
 
     Looked for, in this order, in `folder`, in the folders of $INVKIT_WEIGHTS (in each also one level down), and in the
     cache of torch hub, where torchvision, pytorch-fid and lpips put their downloads.
+
+    Args:
+        go_without: what somebody does who has not got it, for the message.
 
     Raises:
         FileNotFoundError: it is in none of them; says where to get it and where to put it.
@@ -122,7 +133,7 @@ def find(name: str, folder: str | Path | None = None) -> Path:
     raise FileNotFoundError(
         f"weights {name!r}: no file {weights.file} ({weights.purpose}) in {looked}. Get it from {weights.url} "
         f"and put it into {places[0]}, or name its folder in ${FOLDERS}; nothing is downloaded on its own. "
-        f"To run without it, choose weights={RANDOM!r} where you accept that the numbers mean nothing."
+        f"To run without it, {go_without}."
     )
 
 

@@ -128,7 +128,7 @@ class Inverter:
         for steps in range(self.trial.steps):
             with torch.enable_grad():
                 value = total(self.init_objective(self.estimate(state.guess(), steps), first_targets))
-                state.step(value, self.trial.latent_rate, self.trial.camera_rate)
+                state.step(value, self.trial)
         with torch.no_grad():
             value = total(self.objective(self.estimate(state.guess(), self.trial.steps), targets))
         state.fall_back(value.isfinite())
@@ -187,11 +187,11 @@ class Inverter:
             return estimate, total(terms)
 
         made = torch.zeros_like(state.rows)
-        for steps, (latent_rate, camera_rate) in enumerate(self._rates()):
+        for steps, stage in enumerate(self._each_step()):
             made[state.rows] = steps
             with torch.enable_grad():
                 _, value = look(steps)
-                state.step(value, latent_rate, camera_rate)
+                state.step(value, stage)
             if steps in self.snapshots:
                 snapshots[steps] = state.kept()
             if self.stall is not None:
@@ -218,13 +218,13 @@ class Inverter:
         trace = Trace(start.detach(), names, values, overlap, state.finite, visible, made, snapshots)
         return estimate.detach(), trace.detach()
 
-    def _rates(self) -> Iterator[tuple[float, float]]:
+    def _each_step(self) -> Iterator[Stage]:
+        """The stage of each step, slower while it warms up."""
         number = 0
         for stage in self.stages:
             for _ in range(stage.steps):
                 number += 1
-                factor = number / self.warm_up if number < self.warm_up else 1.0
-                yield factor * stage.latent_rate, factor * stage.camera_rate
+                yield stage.slower(number / self.warm_up) if number < self.warm_up else stage
 
 
 class _Course:

@@ -1,19 +1,31 @@
 """How fast a search goes, for how long, and when an image may stop before the others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+EPSILON = 1e-8
+"""Adam's."""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` steps of Adam at these learning rates."""
+    """`steps` steps of Adam at these learning rates.
+
+    Args:
+        latent_epsilon: Adam's epsilon for the latents.
+    """
 
     steps: int
     latent_rate: float
     camera_rate: float
+    latent_epsilon: float = EPSILON
+
+    def slower(self, factor: float) -> "Stage":
+        """The same at this fraction of its rates."""
+        return replace(self, latent_rate=factor * self.latent_rate, camera_rate=factor * self.camera_rate)
 
 
 MESHINVERSION_STAGES = (
@@ -33,11 +45,12 @@ def hybrid_stages(steps: int = 30, *, gain: float | int = 5.0, rate: float = 0.0
     The paper's schedules are 30 steps with a gain of 5 and 10 steps with a gain of 20.
 
     Args:
-        gain: how much faster the latents go than the cameras. The paper's variable is latent / gain; Adam's steps do
-            not depend on the size of the gradient, so that is the same as this rate for the latent itself.
+        gain: how much faster the latents go than the cameras. The paper's variable is latent / gain. Adam's steps
+            depend on the size of the gradient by epsilon alone, so that is the same as `gain` times the rate, and
+            epsilon divided by `gain`, for the latent itself.
         rate: 0.002 in the released code, which its published results were made with; the paper says 0.02.
     """
-    return (Stage(steps, gain * rate, rate),)
+    return (Stage(steps, gain * rate, rate, EPSILON / gain),)
 
 
 @dataclass(frozen=True)

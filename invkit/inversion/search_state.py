@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from invkit.geometry.camera import MAX_LOG_FOCAL
+from invkit.inversion.schedule import EPSILON, Stage
 from invkit.types import Guess
 
 
@@ -58,16 +59,17 @@ class SearchState:
         """Where each image last was when its objective was found to be finite."""
         return self._assembled(self._start, [kept.clone() for kept in self._kept])
 
-    def step(self, value: Float[Tensor, "A"], latent_rate: float, camera_rate: float) -> None:
-        """One step of every image that is still sound, down the gradient of its own value."""
+    def step(self, value: Float[Tensor, "A"], stage: Stage) -> None:
+        """One step of every image that is still sound, down the gradient of its own value, at the rates of a stage."""
         gradients = torch.autograd.grad(value.sum(), self.variables, allow_unused=True, materialize_grads=True)
         self.fall_back(value.isfinite())
         sound = self.finite[self.rows] & finite_rows(gradients)
         self.finite[self.rows] = sound
         for variable, gradient in zip(self.variables, gradients, strict=True):
             variable.grad = _where(sound, gradient, torch.zeros_like(gradient))
-        for adam, rate in zip(self.adams, (latent_rate, camera_rate), strict=False):
-            adam.param_groups[0]["lr"] = rate
+        settings = ((stage.latent_rate, stage.latent_epsilon), (stage.camera_rate, EPSILON))
+        for adam, (rate, epsilon) in zip(self.adams, settings, strict=False):
+            adam.param_groups[0].update(lr=rate, eps=epsilon)
             adam.step()
         with torch.no_grad():
             self._project()

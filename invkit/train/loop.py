@@ -178,7 +178,8 @@ class _Player:
         if self.phase.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self.own, self.phase.clip_norm, norm)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * self.phase.rate(step)
+            factor = self.phase.rate(step) if group.get("scheduled", True) else 1.0
+            group["lr"] = group["initial_lr"] * factor
         if self.scaler is None:
             optimizer.step()
         else:

@@ -43,6 +43,8 @@ class PseudoTruthTask:
     Args:
         data: the training photographs at the network's resolution.
         photographs: the same images, larger: what is projected into UV.
+        schedule: factor on the network's rate.
+        camera_follows_schedule: and on that of the cameras, which stays as it is in the released code.
         flatness_weight: weight of the smoothness loss; it starts `flatness_boost` times higher and falls by
             `flatness_boost_decay` each step until it is itself.
         pseudo_size: side R of the projected textures.
@@ -68,6 +70,7 @@ class PseudoTruthTask:
         rate: float = 1e-4,
         camera_rate: float = 1e-4,
         schedule: Callable[[int], float] = constant(),
+        camera_follows_schedule: bool = False,
         flatness_weight: float = 5e-5,
         flatness_boost: float = 10.0,
         flatness_boost_decay: float = 0.1,
@@ -100,7 +103,7 @@ class PseudoTruthTask:
         # One optimizer with two rates is Adam twice: it is elementwise.
         groups = [
             {"params": list(network.parameters()), "lr": rate},
-            {"params": list(self.corrections.parameters()), "lr": camera_rate},
+            {"params": list(self.corrections.parameters()), "lr": camera_rate, "scheduled": camera_follows_schedule},
         ]
         if channels_last:
             network.to(memory_format=torch.channels_last)

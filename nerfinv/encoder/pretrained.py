@@ -9,23 +9,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from invkit.features import weights
 from invkit.runtime.checkpoint import load_foreign
 from invkit.runtime.conversion import State, first_of
 from nerfinv.encoder.segformer import MixTransformer
+
+GO_WITHOUT = "give task.pretrained=null: the backbone then starts from random weights, which is not the paper's setting"
 
 
 def load_backbone(backbone: MixTransformer, path: Path | str) -> None:
     """Put the weights of a published backbone (`mit_b5.pth` and its like) into `backbone`, a decode head left as it is.
 
+    Args:
+        path: of the file; or mit_b5, which is looked for as all weights are (`invkit.features.weights`).
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds anything but such weights, or those of a backbone of another size.
     """
-    path = Path(path)
+    path = weights.find(str(path), go_without=GO_WITHOUT) if str(path) in weights.WEIGHTS else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no file {path} with a backbone trained on ImageNet. NVIDIA publishes mit_b0.pth ... mit_b5.pth "
-            "with SegFormer (github.com/NVlabs/SegFormer); null starts from random weights"
+            f"with SegFormer (github.com/NVlabs/SegFormer). To train without it, {GO_WITHOUT}"
         )
     stored = load_foreign(path)
     try:

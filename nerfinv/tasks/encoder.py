@@ -69,8 +69,8 @@ class EncoderTask:
         generator: commonly the running average of the trained one. It is taken over: put in evaluation mode, frozen.
         regressor: None trains the encoder alone.
         initial: a trained encoder of the same layout to begin with, of another generator, say.
-        pretrained: file of a backbone trained on ImageNet (`mit_b5.pth`) that all backbones start from, as in the
-            paper; None starts from random weights.
+        pretrained: file of a backbone trained on ImageNet that all backbones start from, or mit_b5, the paper's, which
+            is looked for where all weights are; None starts from random weights.
         coords_weight: of the positions in the loss. They are in object units: where objects are small, so is this term
             beside that of the styles, and the maps come late. The paper weighs all terms alike.
         mirror: half of the cameras are mirrored; for objects symmetric in x.

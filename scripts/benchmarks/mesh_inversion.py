@@ -25,6 +25,7 @@ from invkit.features.vgg import VGG19
 from invkit.geometry.camera import Camera
 from invkit.inversion.inverter import Inverter, Stage
 from invkit.inversion.objective import total
+from invkit.inversion.schedule import MESHINVERSION_STAGES
 from invkit.runtime.run import instantiate_trusted
 from invkit.types import Estimate, Guess, Rendering, Views
 from meshinv.export import models
@@ -182,7 +183,7 @@ def step(case: dict) -> tuple[Work, Work]:
     def together(images: slice) -> Result:
         state = inverter._state(search.start[images])
         value = total(inverter.objective(inverter.estimate(state.guess()), targets[images]))
-        state.step(value, 0.05, 0.005)
+        state.step(value, MESHINVERSION_STAGES[1])
         return Result(value, state.variables[0].grad)
 
     return search.one_by_one(together), lambda: together(slice(None))

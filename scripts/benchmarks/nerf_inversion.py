@@ -22,6 +22,7 @@ from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.inversion.inverter import Inverter
 from invkit.inversion.objective import total
+from invkit.inversion.schedule import hybrid_stages
 from invkit.runtime.run import instantiate_trusted, load_module
 from invkit.types import Guess, Rendering, Views
 from nerfinv.encoder.encoder import Encoder
@@ -156,7 +157,7 @@ def step(case: dict) -> tuple[Work, Work]:
         state = inverter._state(search.start[images])
         targets = inverter.objective.targets(search.views[images])
         value = total(inverter.objective(replace(inverter.estimate(state.guess()), steps=0), targets))
-        state.step(value, 0.01, 0.002)
+        state.step(value, *hybrid_stages(1))
         return Result(value, state.variables[0].grad)
 
     plain = search.plain()

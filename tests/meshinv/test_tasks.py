@@ -8,12 +8,15 @@ from invkit.data.dataset import ImageSet
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.metrics.iou import iou
+from invkit.train.loop import fit
+from invkit.train.schedule import step_decay
 from invkit.types import Views
 from meshinv.mesh import TexturedMesh, flatness
 from meshinv.reconstruction import ReconstructionNet
 from meshinv.renderers.reference import MeshRenderer
 from meshinv.tasks.pseudo_truth import PseudoTruthTask
 from meshinv.template import Template
+from tests.invkit.toy_task import ToyRun
 from tests.meshinv.test_pseudo_truth import smooth_texture
 
 
@@ -68,6 +71,26 @@ def test_the_fit_starts_as_a_sphere_and_learns_the_shape(reconstruction):
         optimizer.step()
     assert before < 0.65
     assert overlap() > 0.8
+
+
+@pytest.mark.parametrize("follows, camera_rate", [(False, 1e-4), (True, 2.5e-5)])
+def test_the_cameras_keep_their_rate_while_the_networks_is_halved(reconstruction, follows, camera_rate, tmp_path):
+    task = PseudoTruthTask(
+        data=reconstruction.data,
+        photographs=reconstruction.photographs,
+        network=reconstruction.network,
+        template=reconstruction.template,
+        renderer=reconstruction.renderer,
+        batch_size=4,
+        rate=2e-3,
+        schedule=step_decay(1, 0.5),
+        camera_follows_schedule=follows,
+        workers=0,
+    )
+    task.report = task.finish = lambda *_: None
+    fit(task, ToyRun(tmp_path), 3, save_every=9, report_every=9)
+    rates = [group["lr"] for group in task.phases[0].optimizer.param_groups]
+    assert rates == pytest.approx([5e-4, camera_rate])
 
 
 def test_the_image_term_is_the_mean_squared_error_of_four_channels(reconstruction):

@@ -92,7 +92,7 @@ def published_discriminator(channels: int = 4, *, conditional: bool = True, num_
             table |= convolution(f"{block}.{conv}", shape, bias=conv != "skip")
     if conditional:
         if num_classes:
-            table["class_embedding.weight"] = (num_classes, 512)
+            table["label_embedding.weight"] = (num_classes, 512)
         table |= linear("backbone.mapping.fc0", 13 + (512 if num_classes else 0), 512)
         table |= linear("backbone.mapping.fc1", 512, 512)
     table |= convolution("backbone.b4.conv", (512, 513, 3, 3)) | linear("backbone.b4.fc", 8192, 512)

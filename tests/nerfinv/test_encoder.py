@@ -545,9 +545,24 @@ def test_other_backbones_are_refused(change, message, tmp_path):
         load_backbone(SegFormer(**SMALL, width=16, out_channels=8), tmp_path / "mit.pth")
 
 
+def test_the_published_backbone_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("INVKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    net = SegFormer(**SMALL, width=16, out_channels=8)
+    with pytest.raises(FileNotFoundError, match=r"no file mit_b5\.pth .*NVlabs/SegFormer.*task.pretrained=null"):
+        load_backbone(net, "mit_b5")
+    stored = published_backbone()
+    torch.save(stored, tmp_path / "mit_b5.pth")
+    load_backbone(net, "mit_b5")
+    assert all(torch.equal(value, stored[name]) for name, value in net.state_dict().items() if name in stored)
+    assert len(stored.keys() & net.state_dict().keys()) > 20
+
+
 def test_files_that_are_no_backbone_are_refused(tmp_path):
     net = MixTransformer(**SMALL)
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*mit_b5\.pth with a backbone.*null starts"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no file .*mit_b5\.pth with a backbone.*task.pretrained=null"
+    ):
         load_backbone(net, tmp_path / "mit_b5.pth")
     (tmp_path / "text.pth").write_text("not found")
     with pytest.raises(ValueError, match=r"text\.pth is damaged"):

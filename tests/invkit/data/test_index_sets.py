@@ -1,10 +1,12 @@
 """Index sets of evaluations against numbers that the released code's own generator was found to give."""
 
 import pytest
+import torch
 from PIL import Image
 
 from invkit.data.folder import Folder
-from invkit.data.index_sets import corrected, released, released_of
+from invkit.data.imagenet import ImageNet
+from invkit.data.index_sets import IndexSet, corrected, released, released_of
 
 NOTHING = (0, None)
 
@@ -47,6 +49,19 @@ def test_the_released_permutation_of_single_views():
     # What is drawn for the training split comes first.
     assert released(NOTHING, (10, None))[1].partner == (5, 4, 8, 2, 6, 9, 1, 7, 0, 3)
     assert released((3, None), (10, None))[1].partner != (5, 4, 8, 2, 6, 9, 1, 7, 0, 3)
+
+
+def test_of_imagenet_the_order_of_all_is_drawn_before_the_partners():
+    rng = torch.Generator().manual_seed(1234)
+    assert sorted(torch.randperm(10, generator=rng).tolist()) == list(range(10))
+    second = tuple(torch.randperm(10, generator=rng).tolist())
+    assert released((10, None), NOTHING, imagenet=True)[0] == IndexSet(tuple(range(10)), second)
+    assert second != released((10, None), NOTHING)[0].partner
+    zebras = ImageNet.__new__(ImageNet)
+    zebras.names = [str(number) for number in range(10)]
+    assert released_of(zebras, zebras).partner == second
+    # Of a larger set, whose sample is drawn anyway, nothing changes.
+    assert released((100, None), NOTHING, most=10, imagenet=True) == released((100, None), NOTHING, most=10)
 
 
 def test_a_training_split_comes_first_wherever_it_is_evaluated(tmp_path):

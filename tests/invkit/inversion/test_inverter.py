@@ -88,7 +88,10 @@ def test_the_first_step_of_adam_moves_every_number_by_its_rate():
 
 def test_the_schedule_of_rates():
     prior, _, _ = scene(1)
-    found = list(inverter(prior, (Stage(3, 1.0, 0.1), Stage(2, 0.5, 0.05)), warm_up=4)._rates())
+    stages = (Stage(3, 1.0, 0.1), Stage(2, 0.5, 0.05, 1e-9))
+    each = list(inverter(prior, stages, warm_up=4)._each_step())
+    assert [stage.latent_epsilon for stage in each] == [1e-8, 1e-8, 1e-8, 1e-9, 1e-9]
+    found = [(stage.latent_rate, stage.camera_rate) for stage in each]
     expected = [(0.25, 0.025), (0.5, 0.05), (0.75, 0.075), (0.5, 0.05), (0.5, 0.05)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected))
 

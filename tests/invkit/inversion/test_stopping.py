@@ -103,9 +103,28 @@ def test_the_perspective_stays_in_its_range(z0, pull):
     state = SearchState(Guess(torch.zeros(2, 4), start), BETAS, optimize_focal=True)
     for _ in range(30):
         camera = state.guess().camera
-        state.step(-pull * camera.to_augmented()[0], 0.1, 0.1)
+        state.step(-pull * camera.to_augmented()[0], Stage(1, 0.1, 0.1))
     torch.testing.assert_close(state.guess().camera.to_augmented()[0].detach(), torch.full((2,), pull * 4))
     assert bool(state.finite.all())
+
+
+@pytest.mark.parametrize("gain", [5.0, 20.0])
+def test_the_gain_is_that_of_a_variable_divided_by_it(gain):
+    """Torch's Adam on w / gain, where gradients are so small that epsilon matters."""
+    (stage,) = hybrid_stages(4, gain=gain)
+    slope = torch.tensor([[1e-8, -3e-8, 2e-7, 1.0]], dtype=torch.float64)
+    w = torch.linspace(-1, 1, 4, dtype=torch.float64)[None]
+    _, views = scene(1)
+    state = SearchState(Guess(w, views.camera), BETAS, optimize_camera=False)
+    scaled = (w / gain).requires_grad_()
+    adam = torch.optim.Adam([scaled], lr=0.002, betas=BETAS)
+    for _ in range(4):
+        latent = state.guess().latent
+        state.step((slope * latent * (1 + 0.1 * latent)).sum(dim=1), stage)
+        adam.zero_grad()
+        (slope * gain * scaled * (1 + 0.1 * gain * scaled)).sum().backward()
+        adam.step()
+    torch.testing.assert_close(state.guess().latent.detach(), gain * scaled.detach(), rtol=1e-12, atol=0)
 
 
 # ---- What is kept on the way -------------------------------------------------------------------------------------

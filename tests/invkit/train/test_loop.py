@@ -139,16 +139,19 @@ def test_rates_multiply_the_first_learning_rate_of_each_group_also_after_resumin
 
     def fit_to(steps: int) -> None:
         model = linear()
+        steady = nn.Parameter(torch.ones(()))
         groups = [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.25}]
+        groups += [{"params": [steady], "lr": 0.125, "scheduled": False}]
         optimizer = torch.optim.SGD(groups)
-        phase = Phase("fit", optimizer, lambda batch, step: {"l": model(batch).sum()}, rate=step_decay(2, 0.1))
+        phase = Phase("fit", optimizer, lambda batch, step: {"l": steady * model(batch).sum()}, rate=step_decay(2, 0.1))
         task = Task({"model": model}, [phase])
         task.after_step = lambda step: rates.append([group["lr"] for group in optimizer.param_groups])
         fit(task, ToyRun(tmp_path), steps, save_every=1, report_every=9)
 
     fit_to(3)
     fit_to(5)
-    expected = [[0.5, 0.25], [0.5, 0.25], [0.05, 0.025], [0.05, 0.025], [0.005, 0.0025]]
+    falling = [[0.5, 0.25], [0.5, 0.25], [0.05, 0.025], [0.05, 0.025], [0.005, 0.0025]]
+    expected = [[*pair, 0.125] for pair in falling]
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
 
