@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
+
+from invkit.runtime.files import written_aside
 
 Size = int | tuple[int, int]
 Box = tuple[int, int, int, int]
@@ -217,22 +218,22 @@ def read_rgba(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor
 
 def write_png(path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Tensor, "H W C"]) -> None:
     """Write colors in [-1, 1], or bytes as they are (1, 3 or 4 channels), so that the file is whole or not there."""
-    _write(path, image, format="PNG")
-
-
-def write_jpeg(
-    path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Tensor, "H W C"], quality: int = 90
-) -> None:
-    """Write colors in [-1, 1], or bytes as they are (1 or 3 channels), so that the file is whole or not there."""
-    _write(path, image, format="JPEG", quality=quality)
-
-
-def _write(path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Tensor, "H W C"], **how: Any) -> None:
     if image.is_floating_point():
         image = to_uint8(image.detach()[None]).squeeze(0)
     pixels = image.cpu().numpy()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(aside, **how)
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(aside, format="PNG")
     aside.replace(path)
+
+
+def write_jpeg(path: str | os.PathLike, image: Float[Tensor, "3 H W"], *, quality: int = 90) -> None:
+    """Write colors in [-1, 1] so that the file is whole or not there.
+
+    Args:
+        quality: up to 100.
+    """
+    pixels = to_uint8(image.detach()[None])[0].cpu().numpy()
+    with written_aside(Path(path)) as aside:
+        Image.fromarray(pixels).save(aside, format="JPEG", quality=quality)

@@ -130,6 +130,9 @@ class AnnotatedPhotos(ImageSet):
         camera = self._camera(item, self._square(index)).to("cpu", dtype=torch.float32)
         return camera if index == item else camera.mirror(None if self.exact_mirror else self.size)
 
+    def label(self, index: int) -> int | None:
+        return self.records[self._position(index) % len(self.records)].label
+
     def _square(self, index: int) -> Box:
         """What item `index` is cut out by."""
         record = self.records[index % len(self.records)]
