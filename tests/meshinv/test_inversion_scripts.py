@@ -258,7 +258,7 @@ def test_textures_change_places(run, inverted):
         run("transfer", f"inversion={inverted}", f"names=[{found[0]},{failed}]")
     with pytest.raises(ValueError, match="two different"):
         run("transfer", f"inversion={inverted}", f"names=[{found[0]}]")
-    with pytest.raises(ValueError, match="has no image a, b; it has .*_test_"):
+    with pytest.raises(ValueError, match=r"has no image a, b; it has .*_test_"):
         run("transfer", f"inversion={inverted}", "names=[a,b]")
 
 
@@ -287,7 +287,8 @@ def test_what_was_not_measured_takes_a_line_for_each_reason(evaluated):
     assert len([line for line in lines if line.startswith("not measured: ")]) == len(reasons)
     assert any(line.startswith(f"{count} numbers were not measured") for line in lines)
     notes = {of["note"] for values in protocols for of in values["metrics"].values() if "note" in of}
-    assert len(lines) == 1 + measured + len(notes) + len(reasons) + 1 + len(evaluated["failed"])
+    unreadable = {image for values in protocols for image in values["unreadable"]}
+    assert len(lines) == 1 + measured + len(notes) + len(reasons) + len(unreadable) + 1 + len(evaluated["failed"])
 
 
 def test_two_processes_share_the_work(world, inverted, tmp_path):
