@@ -45,7 +45,8 @@ CUT_DOWN = {
     r"synthetic-birds .*--train": "--train 24 --val 4 --test 4",
     r"train\.py experiment=meshinv_pseudo_truth_folder": f"{SMALL_TASK} ++task.schedule.every=2",
     r"train\.py experiment=meshinv_pretrain_folder": f"{SMALL_TASK} task.data.min_iou=0 ++task.quality.count=2",
-    r"train\.py experiment=nerfinv_": f"{SMALL_TASK} ++task.quality.count=2",
+    r"train\.py experiment=nerfinv_generator": f"{SMALL_TASK} ++task.quality.count=2",
+    r"train\.py experiment=nerfinv_encoder": SMALL_TASK,
     r"invert\.py experiment=meshinv": "limit=2 inverter.init.count=4",
     r"invert\.py experiment=nerfinv": "limit=2",
     r"samples\.py": "count=2 frames=4 meshes=1 resolution=32",
@@ -112,7 +113,7 @@ def paint_photographs(folder: Path) -> None:
     from invkit.data.synthetic import write_birds
 
     with tempfile.TemporaryDirectory() as painted:
-        write_birds(Path(painted) / "birds", train=10, val=2, test=2, novel_views=0)
+        write_birds(Path(painted) / "birds", train=24, val=2, test=2, novel_views=0)
         birds, rows = Cub(Path(painted) / "birds", "train"), []
         (folder / "my_photographs").mkdir()
         for index, record in enumerate(birds.records):
@@ -126,7 +127,7 @@ def paint_photographs(folder: Path) -> None:
                 Image.fromarray(mask).save(folder / "robin_mask.png")
                 rgba.save(folder / "robin.png")
             camera = [float(x) for x in (record.camera.scale[0], *record.camera.shift[0], *record.camera.quat[0])]
-            split = "train" if index < 8 else "test"
+            split = "train" if index < 20 else "test"
             rows.append({"image": f"bird_{index}.png", "split": split, "camera": camera})
     (folder / "my_photographs/manifest.json").write_text(json.dumps({"images": rows}))
 

@@ -1,6 +1,7 @@
 """Every command line in the documentation can be typed: keys, options, targets and files exist; cheap ones are run."""
 
 import argparse
+import ast
 import importlib.util
 import re
 import runpy
@@ -193,9 +194,40 @@ def test_links_and_names_of_experiments_lead_somewhere(page):
             assert linked.exists(), f"{target} does not exist"
             assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
     known = {path.stem for path in CONFIGS.glob("experiment/*.yaml")}
+    known |= set(re.findall(r"`configs/experiment/(\w+)\.yaml`:", text))  # which the page itself shows
     assert set(re.findall(r"\bexperiment=(\w+)(?![\w*{.])", text)) <= known
     for kind, name in re.findall(r"\bpreset=(\w+)/(\w+)", text):
         assert (CONFIGS / "preset" / kind / f"{name}.yaml").is_file()
+
+
+@cache
+def messages() -> str:
+    """Every text in the code, what is put into it shown as an ellipsis; one a line."""
+    found = []
+    for path in (
+        path for folder in ("invkit", "meshinv", "nerfinv", "scripts") for path in (ROOT / folder).rglob("*.py")
+    ):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "..." for part in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(" ".join(text.split()) for text in found) + (ROOT / "Makefile").read_text()
+
+
+OF_OTHERS = ("libGL",)
+ROWS = re.findall(
+    r"^\| (?!what you see)([^|]*`[^|]*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE
+)
+
+
+@pytest.mark.parametrize("symptom", ROWS)
+def test_a_message_that_is_explained_is_one_of_the_codes(symptom):
+    for quoted in re.findall(r"`([^`]+)`", symptom):
+        if len(quoted) > 10 and not quoted.startswith(OF_OTHERS) and " " in quoted:
+            pieces = [piece.strip() for piece in quoted.split("...")]
+            assert all(piece in messages() for piece in pieces), quoted
 
 
 def test_cheap_commands_run(tmp_path, monkeypatch, capsys):
