@@ -3,8 +3,8 @@ and how to close each gap. The networks that ship are read and compared with the
 
     python scripts/doctor.py [--json]
 
-Looks for datasets/ and runs/ where it is called. The exit status is 1 where a required package is missing, too old or
-does not import, else 0. Needs nothing but Python itself, so that it can speak when everything else is missing.
+It looks for datasets/ and runs/ in the current folder. The exit status is 1 if a required package is missing, too old
+or does not import, and else 0. It needs nothing but Python itself, so it also works when everything else is missing.
 """
 
 import argparse

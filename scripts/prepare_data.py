@@ -1,4 +1,4 @@
-"""Make data sets in the layouts the loaders read, and check those that are there.
+"""Make data sets in the layouts that the loaders read, and check existing ones.
 
     python scripts/prepare_data.py cub-subset datasets/cub datasets/cub_subset
     python scripts/prepare_data.py cub-subset datasets/cub datasets/cub_subset_1500 --even-train
@@ -11,8 +11,8 @@
     python scripts/prepare_data.py check carla datasets/carla
     python scripts/prepare_data.py check folder my_photographs
 
-Running a command twice does no harm: what is complete is left alone, and nothing is ever half written. The exit status
-is 1 where something is missing or damaged; every such file is named. docs/datasets.md has the rest.
+A command can be run twice: a complete data set is left as it is, and nothing is ever half written. The exit status is 1
+if something is missing or damaged; every such file is named. docs/datasets.md has the details.
 """
 
 import argparse

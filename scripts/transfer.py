@@ -2,8 +2,8 @@
 
     python scripts/transfer.py experiment=meshinv_invert_synthetic names=[bird_1,bird_2]
 
-In <inversion>/transfers: a picture (.png) with a row for each shape, seen from its own camera, and a column for
-each texture; and the meshes as <shape>_in_<texture>.glb.
+`names` are names of images in the inversion. In <inversion>/transfers: a picture (.png) with a row for each shape, seen
+from its own camera, and a column for each texture; and the meshes as <shape>_in_<texture>.glb.
 """
 
 from collections.abc import Sequence
