@@ -1,5 +1,7 @@
 """The examples in CONTRIBUTING.md work as they stand."""
 
+import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -26,16 +28,19 @@ def block(name: str) -> str:
 
 
 @pytest.fixture
-def written(monkeypatch):
+def written(monkeypatch, tmp_path):
     """Make a module of an example, as if its file were there."""
 
     def write(name: str) -> types.ModuleType:
         dotted = name.removesuffix(".py").replace("/", ".")
         package, _, last = dotted.rpartition(".")
-        module = types.ModuleType(dotted)
+        file = tmp_path / f"{last}.py"
+        file.write_text(block(name))
+        spec = importlib.util.spec_from_file_location(dotted, file)
+        module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, dotted, module)
-        monkeypatch.setattr(sys.modules[package], last, module, raising=False)
-        exec(compile(block(name), name, "exec"), module.__dict__)
+        monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
+        spec.loader.exec_module(module)
         return module
 
     return write
@@ -53,8 +58,6 @@ def test_the_loss_is_zero_for_equal_masks_and_each_image_has_its_own(written, rn
 
 
 def test_the_data_set_cuts_out_its_object_and_refuses_names_that_lead_out(written, tmp_path):
-    import invkit.data  # noqa: F401  (the package that the example is put into)
-
     written("invkit/data/cutouts.py")
     pixels = np.zeros((40, 60, 4), np.uint8)
     pixels[10:30, 20:50] = (255, 0, 0, 255)
