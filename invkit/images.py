@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from invkit.runtime.files import written_aside
+
 Size = int | tuple[int, int]
 Box = tuple[int, int, int, int]
 
@@ -224,3 +226,14 @@ def write_png(path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Ten
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(aside, format="PNG")
     aside.replace(path)
+
+
+def write_jpeg(path: str | os.PathLike, image: Float[Tensor, "3 H W"], *, quality: int = 90) -> None:
+    """Write colors in [-1, 1] so that the file is whole or not there.
+
+    Args:
+        quality: up to 100.
+    """
+    pixels = to_uint8(image.detach()[None])[0].cpu().numpy()
+    with written_aside(Path(path)) as aside:
+        Image.fromarray(pixels).save(aside, format="JPEG", quality=quality)

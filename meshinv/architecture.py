@@ -45,7 +45,7 @@ def architecture(state: State) -> dict[str, Any]:
         if latent_dim != embedding_dim:
             raise ValueError(
                 f"emb_class.weight has {embedding_dim} columns and fc.weight leaves {latent_dim} to the latent; "
-                "in our generators the two are alike"
+                "in our generators the two are equal"
             )
     if rows not in (32 * channels, 64 * channels):
         raise ValueError(f"fc.weight has {rows} rows, not {channels} x 8 x 4 (symmetric) or {channels} x 8 x 8")

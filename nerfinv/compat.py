@@ -151,8 +151,8 @@ def discriminator_architecture(state: State) -> dict[str, Any]:
         expected = POSE_SIZE + (max_channels if num_classes else 0)
         if inputs != expected:
             raise ValueError(
-                f"{condition} has {inputs} columns and not {expected}: it is told more than poses and classes (such as "
-                "an image, use_encoder), and there is no such discriminator here"
+                f"{condition} has {inputs} columns and not {expected}: it is conditioned on more than poses and "
+                "classes (such as an image, use_encoder), and there is no such discriminator here"
             )
     return {
         "size": size,
@@ -243,7 +243,7 @@ def _in_its_box(state: State, scene_range: float | None, random_noise_in_eval: b
     if scene_range is None:
         known = ", ".join(f"{value} for {name}" for name, value in SCENE_RANGES.items())
         raise ValueError(
-            f"the file does not tell the size of the scene; give --scene-range, the released ones: {known}"
+            f"the file does not store the size of the scene; give --scene-range; the released ones are: {known}"
         )
     return {
         **keywords,

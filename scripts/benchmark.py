@@ -11,14 +11,13 @@
 
 Suite `render`: pictures of bumpy spheres, forward and backward, by our renderer and by two plain ones; per image.
 Suite `gan`: one step of the mesh GAN's generator and one of its discriminators, and the parts of them, by presets.
-Suite `mesh_inversion`: losses, first guesses, steps, whole inversions and GLB files, each against its naive form.
-Suite `nerf`: pictures of radiance fields against their plain form, and the steps of their GAN with each saving.
+Suite `mesh_inversion`: losses, first guesses, steps, whole inversions and GLB files, each compared with its naive form.
+Suite `nerf`: pictures of radiance fields compared with their plain form, and the steps of their GAN with each saving.
+Suite `nerf_inversion`: encoder, poses, steps and whole hybrid inversions, each compared with its plain form.
 
-Suite `nerf_inversion`: encoder, poses, steps and whole hybrid inversions, each against its plain form.
-
-Each case runs in a process of its own, so that its peak memory is its own: above the idle process on the CPU, what
-torch allocated on CUDA. Times are medians, in milliseconds; `cpu` is processor time, which (with one thread) means
-something on a busy machine too. docs/performance.md has results.
+Each case runs in a process of its own, so its peak memory is its own: on the CPU above the idle process, on CUDA what
+torch allocated. Times are medians in milliseconds. `cpu` is processor time, which (with one thread) is meaningful on a
+busy machine too. docs/performance.md has results.
 """
 
 import json

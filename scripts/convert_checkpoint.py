@@ -5,12 +5,12 @@
     python scripts/convert_checkpoint.py runs/meshinv_pretrain_cub ours.pth --to-released
     python scripts/convert_checkpoint.py g_p3d_car_pretrained/checkpoint_latest.pth car.pt --scene-range 1.4
 
-Which method a file is of, is seen from what is in it. Of MeshInversion and ConvMesh: the GAN, with or without its
-discriminators, or ConvMesh's first stage; the training arguments are printed, for among them is the adversarial loss,
-on which paper and released code differ. Of bootstrapped radiance-field inversion: the GAN, with or without its
-discriminator, whose files do not tell how large the generator's box is (--scene-range), or the encoder. Nothing in a
-file is run; one that would need it is refused. meshinv/compat.py, nerfinv/compat.py and nerfinv/compat_encoder.py say
-what becomes of what.
+The script recognizes from the content which method a file belongs to. Files of MeshInversion and ConvMesh: the GAN,
+with or without its discriminators, or ConvMesh's first stage. The training arguments are printed, because they include
+the adversarial loss, on which paper and released code differ. Files of bootstrapped radiance-field inversion: the GAN,
+with or without its discriminator, which do not store the size of the generator's box (--scene-range), or the encoder.
+No code in a file is run, and a file that requires it is refused. meshinv/compat.py, nerfinv/compat.py and
+nerfinv/compat_encoder.py document the conversion of each entry.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """Say what is installed, which backends work, which weights, data sets and runs are here, which experiments can start,
-and how to close each gap.
+and how to close each gap. The networks that ship are read and compared with their cards.
 
     python scripts/doctor.py [--json]
 
-Looks for datasets/ and runs/ where it is called. The exit status is 1 where a required package is missing, too old or
-does not import, else 0. Needs nothing but Python itself, so that it can speak when everything else is missing.
+It looks for datasets/ and runs/ in the current folder. The exit status is 1 if a required package is missing, too old
+or does not import, and else 0. It needs nothing but Python itself, so it also works when everything else is missing.
 """
 
 import argparse
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -34,10 +35,11 @@ IMPORTED_AS = {
 ABSENT_DATA = {
     "cub": "real birds, 11,788 photographs: docs/datasets.md says where to get them",
     "p3d": "PASCAL3D+ cars, 5,194 of them: docs/datasets.md says where to get them",
-    "cub_subset": "a part of CUB, for a CPU: python scripts/prepare_data.py cub-subset SOURCE",
+    "cub_subset": "a part of CUB, for a CPU: python scripts/prepare_data.py cub-subset datasets/cub",
     "synthetic_birds": "made in a minute: python scripts/prepare_data.py synthetic-birds",
 }
 ANNOTATIONS = {"cub": "data/*_cub_cleaned.mat", "p3d": "data/car_*.mat"}
+LOADER = "invkit.runtime.run.load_module"
 MARKS = {"ok": "ok", "gap": "--", "error": "!!"}
 LEGEND = "ok: here    --: optional and not here    !!: needed"
 
@@ -155,6 +157,25 @@ def weights() -> Iterator[Finding]:
             yield Finding("weights", name, "gap", "damaged", str(error))
 
 
+def shipped() -> Iterator[Finding]:
+    """The networks that ship with the package, each read and compared with the digest in the card beside it."""
+    for path in sorted(ROOT.glob("*/checkpoints/*.pt")):
+        name, size = path.relative_to(ROOT).as_posix(), f"{path.stat().st_size / 1e6:.1f} MB"
+        card = path.with_suffix(".md")
+        whole = card.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() in card.read_text()
+        try:
+            steps = importlib.import_module("invkit.runtime.checkpoint").load(path).get("step")
+        except ImportError:
+            return  # torch is missing, and was reported
+        except ValueError:
+            whole, steps = False, None
+        detail = f"{size}, reads and matches its card" if whole else f"{size}, but it is damaged or was replaced"
+        detail += f"; {steps} steps" if steps else ""
+        yield Finding(
+            "shipped networks", name, "ok" if whole else "error", detail, "" if whole else f"get {name} again"
+        )
+
+
 def data_sets() -> Iterator[Finding]:
     root = Path("datasets")
     found = sorted(path for path in root.glob("*") if path.is_dir() and not path.name.startswith("."))
@@ -194,6 +215,8 @@ def experiments() -> Iterator[Finding]:
             try:
                 config = hydra.compose(said[1], shlex.split(said[2]))
                 configs[path.stem] = omegaconf.OmegaConf.to_container(config, resolve=True)
+                if said[1] == "reconstruct":  # its photographs come from the command line
+                    configs[path.stem].pop("data", None)
             except Exception as error:  # a file that is being written can be wrong in any way
                 yield Finding("experiments", path.stem, "gap", f"does not compose: {error}")
     made_by = {config["run"]["dir"]: name for name, config in configs.items()}
@@ -211,8 +234,8 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
         made_by: the experiment that fills a run's folder.
     """
     target = node.get("_target_", "") if isinstance(node, dict) else ""
-    read = node.get("path") if target == "invkit.runtime.run.load_module" else node.get("root") if target else None
-    if read and not Path(read).exists():
+    read = node.get("path") if target == LOADER else node.get("root") if target else None
+    if read and not (has_weights(Path(read)) if target == LOADER else Path(read).exists()):
         maker = made_by.get("/".join(Path(read).parts[:2]))
         yield read, f"python scripts/train.py experiment={maker} makes {read}" if maker else ""
     if target.startswith("invkit.features."):
@@ -230,6 +253,11 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
             yield f"weights {name}", "task.quality=null goes without" if where.startswith("task.quality") else ""
     for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from missing(child, made_by, f"{where}.{key}".removeprefix("."))
+
+
+def has_weights(path: Path) -> bool:
+    """Whether there is a checkpoint: a file, one that ships, or a run's folder with at least one in it."""
+    return path.is_file() or (ROOT / path).is_file() or any(path.glob("checkpoints/*.pt"))
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -251,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON list instead of text")
     options = parser.parse_args(arguments)
-    findings = [*packages(), *devices(), *renderers(), *weights(), *data_sets(), *runs(), *experiments()]
+    sections = (packages, devices, renderers, weights, shipped, data_sets, runs, experiments)
+    findings = [finding for section in sections for finding in section()]
     print(json.dumps([asdict(finding) for finding in findings], indent=2) if options.json else report(findings))
     return int(any(finding.state == "error" for finding in findings))
 

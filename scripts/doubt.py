@@ -1,14 +1,15 @@
-"""Below which overlap a result should be doubted: searches with right masks and with wrong ones.
+"""Measure below which overlap a result should be marked doubtful, by searches with correct and with wrong masks.
 
     python scripts/doubt.py                                              # the meshes of painted birds that ship
     python scripts/doubt.py method=nerfinv limit=64                      # the fields
     python scripts/doubt.py experiment=meshinv_invert_cub_subset         # a prior of your own
-    python scripts/doubt.py +data@outside=synthetic_cars                 # and cars, of which that prior knows nothing
+    python scripts/doubt.py +data@outside=synthetic_cars                 # and cars, which that prior does not know
 
-Pictures of the experiment's data are searched as scripts/reconstruct.py does, without their cameras, with their own
-masks; inverted; with their brightness as a mask; with the mask moved by a third of the picture; with a random ellipse;
-and with a letter. result.json has the IoUs of each kind, and for thresholds of doubt.min_iou the false alarms (right
-masks doubted) and the misses (wrong ones believed), the latter without those that the mask alone gives away.
+Pictures of the experiment's data are searched as in scripts/reconstruct.py, without their cameras: with their own
+masks, with inverted masks, with their brightness as a mask, with the mask shifted by a third of the picture, with a
+random ellipse, and with a letter. result.json has the IoUs of each kind and, for several thresholds of doubt.min_iou,
+the false alarms (correct masks marked doubtful) and the misses (wrong masks accepted). Masks that are recognized as
+wrong without a search do not count as misses.
 """
 
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def masked(pictures: list[Views], kind: str) -> Iterator[Views]:
         elif kind == "letter":
             mask = letter(mask, rng)
         elif kind not in (RIGHT, OUTSIDE):
-            raise ValueError(f"wrong={kind}: there are inverted, brightness, shifted, ellipse and letter")
+            raise ValueError(f"wrong={kind} is not one of inverted, brightness, shifted, ellipse, letter")
         yield Views(views.rgb, mask[None].to(views.mask), views.camera, views.label, views.index)
 
 

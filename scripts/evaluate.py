@@ -5,8 +5,8 @@
     torchrun --nproc_per_node=4 scripts/evaluate.py experiment=meshinv_invert_cub reals.split=testval
 
 Prints a table and writes result.json to <inversion>/evaluation, after every protocol. The protocols are in
-configs/protocol. What cannot be measured here (weights or ground truth are not there) is in the table with the reason,
-and does not keep the rest.
+configs/protocol. What cannot be measured here, because weights or ground truth are missing, is named below the table
+with the reason; the rest is measured all the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -90,39 +90,47 @@ def solid(scene: Any, frame: Frame, grid: Grid) -> Tensor:
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """A line for each protocol and metric, then what was not measured and why."""
-    labels = [label for of in result["protocols"].values() for label in (*of["metrics"], *of["not_measured"])]
-    width = max(map(len, ["metric", *labels]))
-    lines = [f"{'protocol':<22} {'metric':<{width}} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
-    reasons: dict[str, dict[str, list[str]]] = {}
-    for name, values in result["protocols"].items():
+    """A line for each number that was measured, then one for each reason why others were not."""
+    protocols = result["protocols"]
+    width = max(map(len, ["metric", *(metric for of in protocols.values() for metric in of["metrics"])]))
+    first = max(map(len, ["protocol", *protocols]))
+    lines = [f"{'protocol':<{first}} {'metric':<{width}} {'value':>9} {'images':>7} {'pictures':>9} {'reals':>6}"]
+    for name, values in protocols.items():
         counts = f"{values['images']:7} {values['pictures']:9} {values['reals'] or '-':>6}"
         for metric, found in values["metrics"].items():
             mark = " *" if "note" in found else ""
-            lines.append(f"{name:<22} {metric:<{width}} {found['value']:9.4g} {counts}{mark}")
-        for metric, reason in values["not_measured"].items():
-            lines.append(f"{name:<22} {metric:<{width}} {'-':>9}  not measured, see below")
-            reasons.setdefault(reason, {}).setdefault(metric, []).append(name)
-        for image, reason in values["unreadable"].items():
-            reasons.setdefault(f"{image} cannot be read: {reason}", {}).setdefault("its part", []).append(name)
-    notes = {
-        found["note"]
-        for values in result["protocols"].values()
-        for found in values["metrics"].values()
-        if "note" in found
-    }
+            lines.append(f"{name:<{first}} {metric:<{width}} {found['value']:9.4g} {counts}{mark}")
+    notes = {found["note"] for of in protocols.values() for found in of["metrics"].values() if "note" in found}
     lines += [f"* {note}" for note in sorted(notes)]
-    for reason, metrics in reasons.items():
-        where = [f"{metric} of {several(names)}" for metric, names in metrics.items()]
-        lines.append(f"not measured: {', '.join(where)}: {reason}")
+    lines += not_measured(protocols)
     lines += [f"{name}: not reconstructed: {reason}" for name, reason in result["failed"].items()]
     if result["missing"]:
         lines.append(f"{len(result['missing'])} images have no record yet")
     return lines
 
 
+def not_measured(protocols: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each reason why numbers are missing; result.json has every reason in full, number by number."""
+    absent: dict[str, list[tuple[str, str]]] = {}
+    for name, values in protocols.items():
+        for metric, reason in values["not_measured"].items():
+            absent.setdefault(reason, []).append((name, metric))
+    lines = []
+    for reason, numbers in absent.items():
+        names, metrics = (list(dict.fromkeys(column)) for column in zip(*numbers, strict=True))
+        lines.append(f"not measured: {several(metrics)} of {several(names)}: {reason.split('. ')[0].rstrip('.')}")
+    unreadable = {
+        f"{image} cannot be read: {why}" for of in protocols.values() for image, why in of["unreadable"].items()
+    }
+    lines += sorted(unreadable)
+    if absent:
+        count = sum(map(len, absent.values()))
+        lines.append(f"{count} numbers were not measured; scripts/doctor.py says where missing weights can be found")
+    return lines
+
+
 def several(names: Sequence[str]) -> str:
-    """The names; of many the first and how many more, as each has a line of the table already."""
+    """The names; of many the first and how many more."""
     return ", ".join(names) if len(names) <= 2 else f"{names[0]} and {len(names) - 1} more"
 
 

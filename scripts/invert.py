@@ -25,6 +25,7 @@ from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, invert_all
 from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.inversion.refinement import refine_all
+from invkit.protocols import Prior
 from invkit.runtime import dist
 from invkit.runtime.run import Run, instantiate_trusted, main
 from invkit.types import Guess
@@ -38,6 +39,7 @@ def invert(cfg: DictConfig) -> None:
     with Run(cfg) as run:
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
         dataset = photographs(cfg)
+        check_classes(dataset, inverter.prior)
         store = RecordStore(run.dir / "records")
         # Rank 0 looks for all: a rank that looked later would already find what others have written.
         here = run.share(dist.broadcast_value(store.missing(dataset.names) if run.rank == 0 else None))
@@ -74,6 +76,23 @@ def photographs(cfg: DictConfig, **settings: Any) -> ImageSet:
     if cfg.released:
         dataset = released_sample(dataset, instantiate_trusted(cfg.data, **{**cfg.trained_on, **settings}))
     return chosen(dataset, cfg.names, cfg.limit)
+
+
+def check_classes(dataset: ImageSet, prior: Prior) -> None:
+    """
+    Raises:
+        ValueError: a photograph has a class that the prior does not have, so the classes of the two are not the same.
+    """
+    if not (dataset.num_classes and prior.num_classes):
+        return
+    for index, name in enumerate(dataset.names):
+        label = dataset.label(index)
+        if label is not None and label >= prior.num_classes:
+            raise ValueError(
+                f"data: {name} has class {label}, but the prior has {prior.num_classes} classes (0 to "
+                f"{prior.num_classes - 1}): it was trained on other data. Give the data it was trained on, or a prior "
+                "without classes, such as prior.generator.path=meshinv/checkpoints/real_birds.pt"
+            )
 
 
 def refine(cfg: DictConfig, inverter: Inverter, store: RecordStore, run: Run) -> None:

@@ -1,8 +1,8 @@
-"""Make data sets in the layouts the loaders read, and check those that are there.
+"""Make data sets in the layouts that the loaders read, and check existing ones.
 
-    python scripts/prepare_data.py cub-subset SOURCE datasets/cub_subset
-    python scripts/prepare_data.py cub-subset SOURCE datasets/cub_subset_1500 --even-train    half as many again
-    python scripts/prepare_data.py cub-subset SOURCE --check              look, write nothing
+    python scripts/prepare_data.py cub-subset datasets/cub datasets/cub_subset
+    python scripts/prepare_data.py cub-subset datasets/cub datasets/cub_subset_1500 --even-train
+    python scripts/prepare_data.py cub-subset datasets/cub --check        look, write nothing
     python scripts/prepare_data.py synthetic-birds datasets/synthetic_birds --train 256
     python scripts/prepare_data.py synthetic-cars datasets/synthetic_cars
     python scripts/prepare_data.py check cub datasets/cub --sheet sheet.png
@@ -11,8 +11,8 @@
     python scripts/prepare_data.py check carla datasets/carla
     python scripts/prepare_data.py check folder my_photographs
 
-Running a command twice does no harm: what is complete is left alone, and nothing is ever half written. The exit status
-is 1 where something is missing or damaged; every such file is named. docs/datasets.md has the rest.
+A command can be run twice: a complete data set is left as it is, and nothing is ever half written. The exit status is 1
+if something is missing or damaged; every such file is named. docs/datasets.md has the details.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from invkit.images import grid, write_png
 
 def make_cub_subset(options: argparse.Namespace) -> list[str]:
     if options.check:
-        subset = cub_subset.read_subset(options.source, even_train=options.even_train)
+        subset, found = cub_subset.check(options.source, even_train=options.even_train)
         for split in cub_subset.SPLITS.values():
             birds = [bird for bird in subset.birds if bird.split == split]
             species, drawn = len({bird.label for bird in birds}), sum(bird.annotated for bird in birds)
@@ -47,7 +47,7 @@ def make_cub_subset(options: argparse.Namespace) -> list[str]:
         errors = [bird.reprojection_error(subset.mean_shape) for bird in subset.birds]
         if errors:
             print(f"cameras against parts: median error {np.median(errors):.1%} of the longer side of the box")
-        return cub_subset.problems(subset)
+        return found
     cub_subset.write_subset(options.source, options.target, even_train=options.even_train)
     print(f"{options.target} is complete")
     return []
@@ -235,8 +235,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    made = commands.add_parser("cub-subset", help="real birds from a cub_subset folder, in CMR's layout")
-    made.add_argument("source", type=Path, help="folder with images_320, masks_*, annotations, cameras_cmr")
+    made = commands.add_parser("cub-subset", help="real birds at small scale, in CMR's layout")
+    made.add_argument(
+        "source",
+        type=Path,
+        help="folder with CUB_200_2011 and CMR's data and sfm (see docs/datasets.md), or a prepared cub_subset folder",
+    )
     made.add_argument("target", type=Path, nargs="?", default=Path("datasets/cub_subset"))
     made.add_argument("--check", action="store_true", help="look at the source and report; write nothing")
     made.add_argument(
@@ -283,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in found:
         print(f"- {problem}", file=sys.stderr)
     if found:
-        print(f"{len(found)} problems", file=sys.stderr)
+        print(f"{len(found)} problem{'s' if len(found) > 1 else ''}", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -1,11 +1,11 @@
-"""Make one small file of a trained network, and the card that says where it comes from.
+"""Reduce a training run to one small file with the network, and write a card that says how it was made.
 
     python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema meshinv/checkpoints/synthetic_birds.pt
 
     python scripts/publish.py runs/meshinv_pretrain_synthetic generator_ema my_birds.pt --best
 
-Everything that only training needs (optimizers, discriminators) is left out. The file is an ordinary checkpoint, so
-`invkit.runtime.run.load_module` reads it like the run itself; the card is written beside it as Markdown.
+What only the training needs (optimizers, discriminators) is left out. The file is an ordinary checkpoint, which
+`invkit.runtime.run.load_module` reads like the run itself. The card is written beside it in Markdown.
 """
 
 import argparse

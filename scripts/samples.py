@@ -1,4 +1,4 @@
-"""Show what a trained generator of radiance fields makes: pictures, exchanged palettes, a film, meshes.
+"""Draw samples of a trained generator of radiance fields: pictures, exchanged palettes, a film, meshes.
 
     python scripts/samples.py experiment=nerfinv_generator_synthetic_cars
     python scripts/samples.py experiment=nerfinv_generator_cub count=8 frames=240 mp4=true meshes=8

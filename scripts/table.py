@@ -1,13 +1,13 @@
-"""Make a table of a paper: run every row that is missing, measure it, and put our numbers beside the published ones.
+"""Make a table of a paper: run and measure every row that is missing, and show our numbers beside the published ones.
 
     python scripts/table.py table=meshinv_table4_synthetic
     torchrun --nproc_per_node=4 scripts/table.py table=meshinv_table1_cub
-    python scripts/table.py runs='runs/sweep/*'            # nothing is run: the numbers that runs have left
+    python scripts/table.py runs='runs/sweep/*'            # runs nothing: the numbers of existing runs
     python scripts/table.py table=meshinv_table4_synthetic magnitudes=16
 
-Leaves table.md, table.tex and table.json in runs/<table>, and each row's run below it: scripts/invert.py and then
-scripts/evaluate.py with the overrides that the table gives. Run the same command again to resume: what is there is
-kept. A row that cannot be run here says why, and the others are run.
+Writes table.md, table.tex and table.json to runs/<table>. The run of each row is below that folder: scripts/invert.py
+and then scripts/evaluate.py with the overrides of the row. Run the same command again to resume; finished rows are
+kept. If a row cannot be run here, the table says why, and the others are run.
 """
 
 import inspect

@@ -1,9 +1,10 @@
 """Train the weights of one experiment.
 
-    python scripts/train.py experiment=meshinv_gan_cub
-    torchrun --nproc_per_node=4 scripts/train.py experiment=meshinv_gan_cub
+    python scripts/train.py experiment=meshinv_pretrain_cub
+    torchrun --nproc_per_node=4 scripts/train.py experiment=meshinv_pretrain_cub
 
-Run the same command again to resume. Exit status 75 means: stopped by a signal, saved, run me again.
+Run the same command again to resume. Exit status 75 means that a signal stopped the run after it saved its state: run
+the same command again.
 """
 
 from omegaconf import DictConfig

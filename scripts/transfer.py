@@ -2,10 +2,11 @@
 
     python scripts/transfer.py experiment=meshinv_invert_synthetic names=[bird_1,bird_2]
 
-In <inversion>/transfers: a picture (.png) with a row for each shape, seen from its own camera, and a column for
-each texture; and the meshes as <shape>_in_<texture>.glb.
+`names` are names of images in the inversion. In <inversion>/transfers: a picture (.png) with a row for each shape, seen
+from its own camera, and a column for each texture; and the meshes as <shape>_in_<texture>.glb.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,14 +24,13 @@ from meshinv.export import models, transfers
 @main(config_name="transfer")
 def transfer(cfg: DictConfig) -> None:
     names = list(cfg.names)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"names={names}: give two different images or more")
+    store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
+    check_names(names, store)
     with Run(cfg, frozen=False) as run:
         if run.rank != 0:
             return
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
-        store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         records = [store.read(name) for name in names]
         if failed := [f"{record.name}: {record.status}" for record in records if record.found is None]:
             raise ValueError(f"nothing to exchange: {'; '.join(failed)}")
@@ -46,6 +46,20 @@ def transfer(cfg: DictConfig) -> None:
             for (shape, texture), model in zip(each, models(pairs.scene), strict=True):
                 write_glb(run.dir / f"{shape}_in_{texture}.glb", model)
         run.log.message(f"{len(pairs)} pairs of shape and texture in {run.dir}")
+
+
+def check_names(names: Sequence[str], store: RecordStore) -> None:
+    """
+    Raises:
+        ValueError: there are fewer than two names, one is there twice, or the inversion has no such image.
+    """
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"names={list(names)}: give two different images or more")
+    known = store.names()
+    if not known:
+        raise ValueError(f"there are no records in {store.dir}; run scripts/invert.py first, or give inversion=FOLDER")
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"names: {store.dir} has no image {', '.join(unknown)}; it has {', '.join(known[:4])}, ...")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ def fit(node: Mapping[str, Any], given: set[str]) -> None:
     """
     signature = inspect.signature(locate_trusted(node["_target_"]))
     bind = signature.bind_partial if node.get("_partial_", False) else signature.bind
-    bind(*node.get("_args_", ()), **dict.fromkeys(given), **{k: v for k, v in node.items() if k not in SPECIAL})
+    keywords = {key: value for key, value in node.items() if key not in SPECIAL}
+    bind(*node.get("_args_", ()), **{**keywords, **dict.fromkeys(given)})
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda path: path.stem)
@@ -161,23 +162,6 @@ def targets(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for child in node:
             yield from targets(child)
-
-
-def written_commands() -> Iterator[tuple[str, str, str]]:
-    """(file, script, arguments) of the commands of configured scripts in the documentation."""
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = file.read_text().replace("\\\n", " ")
-        for script, arguments in re.findall(r"^ *(?:\S+ .*)?python scripts/(\w+)\.py +([^\n#`]*)", text, re.MULTILINE):
-            if (CONFIGS / f"{script}.yaml").is_file() and "..." not in arguments:
-                yield file.name, script, arguments.strip()
-
-
-@pytest.mark.parametrize("file, script, arguments", sorted(set(written_commands())))
-def test_a_command_of_the_documentation_composes(file, script, arguments):
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        said = OmegaConf.to_container(compose(script, shlex.split(arguments)), resolve=True)
-    # What only looks at the result of an inversion is given its whole configuration.
-    assert not list(misfits(said, {**keywords_given_by("invert"), **keywords_given_by(script)}))
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))

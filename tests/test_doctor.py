@@ -146,6 +146,34 @@ def test_experiments_name_the_data_priors_and_weights_that_they_lack(doctor, tmp
     assert found["meshinv_invert_synthetic"].detail == "without runs/meshinv_pretrain_synthetic"
 
 
+def test_a_folder_without_a_checkpoint_is_no_trained_network(doctor, tmp_path):
+    """scripts/samples.py leaves its pictures in the folder of the training."""
+    samples = tmp_path / "runs/nerfinv_generator_synthetic_birds/samples"
+    samples.mkdir(parents=True)
+    (samples / "samples.png").touch()
+    lacking = "runs/nerfinv_generator_synthetic_birds"
+    assert lacking in by_name(doctor.experiments())["nerfinv_encoder_synthetic_birds"].detail
+    weights = samples.parent / "checkpoints/checkpoint-00000100.pt"
+    weights.parent.mkdir()
+    weights.touch()
+    assert lacking not in by_name(doctor.experiments())["nerfinv_encoder_synthetic_birds"].detail
+
+
+def test_networks_that_ship_are_read_and_a_damaged_one_is_an_error(doctor, tmp_path, monkeypatch):
+    found = by_name(doctor.shipped())
+    assert found.keys() == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/checkpoints/*.pt")}
+    assert all(finding.state == "ok" and "matches its card" in finding.detail for finding in found.values())
+    ready = by_name(doctor.experiments())["meshinv_reconstruct_real_birds"]
+    assert (ready.state, ready.detail) == ("ok", "can start")  # from any folder
+    for name in ("real_birds.pt", "real_birds.md"):
+        (tmp_path / "meshinv/checkpoints").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "meshinv/checkpoints" / name).write_bytes((ROOT / "meshinv/checkpoints" / name).read_bytes()[:5000])
+    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    (damaged,) = doctor.shipped()
+    assert (damaged.state, damaged.name) == ("error", "meshinv/checkpoints/real_birds.pt")
+    assert "damaged" in damaged.detail
+
+
 def test_it_speaks_where_nothing_is_installed(tmp_path):
     """-S and -I: Python without any installed package, and with neither the folder nor the environment in its path."""
     command = [sys.executable, "-S", "-I", str(ROOT / "scripts/doctor.py"), "--json"]

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet, Preparation, to_square
+from invkit.data.names import checked_name
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.images import Box, read_image, square_box
@@ -129,6 +130,9 @@ class AnnotatedPhotos(ImageSet):
         camera = self._camera(item, self._square(index)).to("cpu", dtype=torch.float32)
         return camera if index == item else camera.mirror(None if self.exact_mirror else self.size)
 
+    def label(self, index: int) -> int | None:
+        return self.records[self._position(index) % len(self.records)].label
+
     def _square(self, index: int) -> Box:
         """What item `index` is cut out by."""
         record = self.records[index % len(self.records)]
@@ -154,8 +158,8 @@ def read_records(images_mat: Path, cameras_mat: Path, photos: Path) -> list[Reco
         FileNotFoundError: a file is missing.
         ValueError: one is damaged, lacks a field, or does not fit the other.
     """
-    images = _structs(images_mat, "images", ("rel_path", "bbox", "mask"))
-    poses = _structs(cameras_mat, "sfm_anno", ("rot", "scale", "trans"))
+    images = structs(images_mat, "images", ("rel_path", "bbox", "mask"))
+    poses = structs(cameras_mat, "sfm_anno", ("rot", "scale", "trans"))
     if len(images) != len(poses):
         raise ValueError(
             f"{images_mat} lists {len(images)} images and {cameras_mat} {len(poses)} cameras; they must match"
@@ -163,7 +167,7 @@ def read_records(images_mat: Path, cameras_mat: Path, photos: Path) -> list[Reco
     cameras = _cameras(poses, cameras_mat)
     records = []
     for position, image in enumerate(images):
-        relative = str(image.rel_path).replace("\\", "/")
+        relative = checked_name(str(image.rel_path).replace("\\", "/"), images_mat)
         try:
             box = tuple(float(getattr(image.bbox, side)) - 1 for side in ("x1", "y1", "x2", "y2"))
         except (AttributeError, TypeError, ValueError) as error:
@@ -252,7 +256,13 @@ def read_mat(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"cannot read {path} ({type(error).__name__}: {error}); it is damaged: {OBTAIN}") from error
 
 
-def _structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
+def structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
+    """The entries of an array of structs in a MATLAB file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, has no such variable, or an entry lacks a field.
+    """
     contents = read_mat(path)
     if variable not in contents:
         raise ValueError(f"{path} has no variable `{variable}`; {OBTAIN}")

@@ -1,5 +1,7 @@
 """Turns a `cub_subset` folder (small copies of CUB's photographs, see docs/datasets.md) into the layout `Cub` reads.
 
+The official release of CUB with CMR's annotations will do as well: `cub_release` makes such a folder of it first.
+
 The subset keeps photographs of at most 320 pixels beside annotations in pixels of the original photographs. All of
 CUB's coordinates, and the key points that CMR fitted its cameras to, are 1-based: the middle of the first pixel is 1.
 So a coordinate c goes to (c - 1/2) f + 1/2 when the photograph is scaled by f.
@@ -7,6 +9,7 @@ So a coordinate c goes to (c - 1/2) f + 1/2 when the photograph is scaled by f.
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +19,9 @@ import numpy as np
 import scipy.io
 from jaxtyping import Bool, Float
 
+from invkit.data import cub_release
 from invkit.data.cub import ANNOTATED, annotation_files, read_table
+from invkit.data.names import checked_name, file_below
 from invkit.data.staging import write_once
 from invkit.images import read_image
 
@@ -108,7 +113,7 @@ def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
 
     Raises:
         FileNotFoundError: a file of annotations is missing.
-        ValueError: one of them is damaged.
+        ValueError: one of them is damaged, or a name in it leads out of the folder.
     """
     source = Path(source)
     chosen, sizes, boxes, classes = (read_table(source / name) for name in _LISTS)
@@ -126,11 +131,13 @@ def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
     birds, gaps = [], []
     for image_id, entry in chosen.items():
         path, _, flag = entry.rpartition(" ")
-        mask = source / "masks_real_320" / Path(path).with_suffix(".png")
+        checked_name(path, source / _LISTS[0])
+        silhouette = Path(path).with_suffix(".png").as_posix()
+        mask = file_below(source / "masks_real_320", silhouette)
         annotated = mask.is_file()
         if not annotated:
-            mask = source / "masks_pseudo_320" / Path(path).with_suffix(".png")
-        photo = source / "images_320" / path
+            mask = file_below(source / "masks_pseudo_320", silhouette)
+        photo = file_below(source / "images_320", path)
         gaps += [f"{file} is missing" for file in (photo, mask) if not file.is_file()]
         try:
             width, height, small_width, small_height = map(int, sizes[image_id].split()[-4:])
@@ -188,10 +195,27 @@ def problems(subset: Subset) -> list[str]:
     return found
 
 
+def check(source: str | Path, *, even_train: bool = False) -> tuple[Subset, list[str]]:
+    """What `write_subset` would make a data set of, and in words what is missing or damaged; nothing is left behind.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_subset`.
+    """
+    source = Path(source)
+    if not cub_release.is_release(source):
+        subset = read_subset(source, even_train=even_train)
+        return subset, problems(subset)
+    with tempfile.TemporaryDirectory() as folder:
+        gaps = cub_release.write_source(source, Path(folder))
+        subset = read_subset(folder, even_train=even_train)
+        return subset, gaps or problems(subset)
+
+
 def write_subset(source: str | Path, target: str | Path, *, even_train: bool = False) -> None:
     """Write the data set at `target`, whole or not at all; one that is there already is kept.
 
     Args:
+        source: a `cub_subset` folder, or the official release with CMR's annotations (see `cub_release`).
         even_train: see `read_subset`.
 
     Raises:
@@ -199,10 +223,13 @@ def write_subset(source: str | Path, target: str | Path, *, even_train: bool = F
         FileNotFoundError: a file of annotations is missing.
     """
     source = Path(source)
+    is_release = cub_release.is_release(source)
 
     def write(folder: Path) -> None:
-        subset = read_subset(source, even_train=even_train)
-        wrong = problems(subset)
+        small = folder / "source" if is_release else source
+        wrong = cub_release.write_source(source, small) if is_release else []
+        subset = read_subset(small, even_train=even_train)
+        wrong = wrong or problems(subset)
         if wrong:
             raise ValueError(f"{source} has {len(wrong)} problems (--check lists them), first: {wrong[0]}")
         release = folder / "CUB_200_2011"
@@ -218,8 +245,14 @@ def write_subset(source: str | Path, target: str | Path, *, even_train: bool = F
         _write_lines(release / "image_class_labels.txt", [f"{bird.image_id} {bird.label}" for bird in subset.birds])
         annotated = [Path(bird.path).with_suffix("").as_posix() for bird in subset.birds if bird.annotated]
         _write_lines(folder / ANNOTATED, annotated)
+        if is_release:
+            shutil.rmtree(small)
 
-    made_of = {"made_from": "cub_subset", "digest": _digest(source)} | ({"even_train": True} if even_train else {})
+    if is_release:
+        made_of = {"made_from": "CUB-200-2011", "digest": cub_release.digest(source)}
+    else:
+        made_of = {"made_from": "cub_subset", "digest": _digest(source)}
+    made_of |= {"even_train": True} if even_train else {}
     write_once(target, made_of, write, receipt=_RECEIPT)
 
 

@@ -150,8 +150,8 @@ def box_inside(box: Sequence[int | float], width: int, height: int) -> Box:
         raise ValueError(f"box={told} lies outside the photograph, which is {width} wide and {height} high")
     if min(right - left, bottom - top) < SMALLEST_BOX:
         raise ValueError(
-            f"of box={told}, {right - left} x {bottom - top} pixels lie in the photograph; {SMALLEST_BOX} on a side "
-            "are the least"
+            f"only {right - left} x {bottom - top} pixels of box={told} lie in the photograph; each side needs at "
+            f"least {SMALLEST_BOX}"
         )
     if (right - left) * (bottom - top) > MOST * width * height:
         raise ValueError(f"box={told} is all of the photograph: draw it closely around the object, or give mask=FILE")

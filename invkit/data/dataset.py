@@ -47,6 +47,11 @@ class ImageSet(ABC):
         """The camera of item `index`, as in the item; without its picture where that is cheaper."""
         return self[index].camera
 
+    def label(self, index: int) -> int | None:
+        """The class of item `index`, as in the item; without its picture where that is cheaper."""
+        label = self[index].label
+        return None if label is None else int(label)
+
     def cameras(self, indices: Sequence[int] | None = None) -> Camera:
         """The cameras of these items, in this order; of all items by default.
 
@@ -92,6 +97,9 @@ class Subset(ImageSet):
 
     def camera(self, index: int) -> Camera:
         return self.dataset.camera(self.indices[self._position(index)])
+
+    def label(self, index: int) -> int | None:
+        return self.dataset.label(self.indices[self._position(index)])
 
     def annotated(self) -> ImageSet:
         chosen = set(self.names)
@@ -139,6 +147,9 @@ class Cached(ImageSet):
 
     def camera(self, index: int) -> Camera:
         return self.dataset.camera(index)
+
+    def label(self, index: int) -> int | None:
+        return self.dataset.label(index)
 
     def annotated(self) -> ImageSet:
         return self.dataset.annotated()

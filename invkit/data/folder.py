@@ -102,6 +102,9 @@ class Folder(ImageSet):
         views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]), guessed)
         return views.to("cpu", dtype=torch.float32)
 
+    def label(self, index: int) -> int | None:
+        return self.photos[self._position(index)].label
+
     def square(self, index: int) -> Box:
         """What is cut out of a photograph: left, top, right, bottom in pixels, inclusive; it may reach outside.
 

@@ -55,6 +55,9 @@ class NoisyCameras(ImageSet):
         views = self.dataset[position]
         return replace(views, camera=self._disturbed(views.camera, position))
 
+    def label(self, index: int) -> int | None:
+        return self.dataset.label(index)
+
     def annotated(self) -> ImageSet:
         return self.dataset.annotated()
 

@@ -32,7 +32,7 @@ class StepSampler:
             ValueError: there are fewer items than one step takes.
         """
         if not 1 <= batch_size <= num_items:
-            raise ValueError(f"a batch of {batch_size} from {num_items} items: batch_size must be between 1 and that")
+            raise ValueError(f"batch_size={batch_size}, but there are {num_items} items: it must be between 1 and that")
         self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
         self._kept: tuple[int, list[int]] = (-1, [])
 

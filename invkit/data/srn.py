@@ -112,7 +112,7 @@ def read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
     try:
         numbers = np.array(path.read_text().split(), dtype=np.float64)
     except ValueError as error:
-        raise ValueError(f"{path} holds something else than numbers ({error})") from error
+        raise ValueError(f"{path} holds something other than numbers ({error})") from error
     if numbers.shape != (16,):
         raise ValueError(f"{path} holds {numbers.size} numbers; a camera-to-world matrix has 16")
     matrix = numbers.reshape(4, 4)

@@ -40,7 +40,7 @@ class MaskRCNN(Frozen):
         categories = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
         known = [name for name in categories[1:] if name != "N/A"]
         if category not in known:
-            raise ValueError(f"category {category!r} is none of COCO's: {', '.join(known)}")
+            raise ValueError(f"category {category!r} is not one of COCO's: {', '.join(known)}")
         self.category, self.min_score = category, min_score
         self._number = categories.index(category)
         network = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)

@@ -79,7 +79,7 @@ def doubts_about_mask(mask: Float[Tensor, "1 H W"], than: Thresholds = Threshold
     """
     of, reasons = shape(mask), []
     if of.gray > than.max_gray:
-        reasons.append(f"{of.gray:.0%} of the mask are gray, as if it were a photograph: draw it white on black")
+        reasons.append(f"{of.gray:.0%} of the mask is gray, as if it were a photograph: draw it white on black")
     if of.rim > than.max_rim:
         reasons.append(f"the mask runs along {of.rim:.0%} of its border, as if it were inverted: white is the object")
     elif of.cover > than.max_cover:
@@ -100,8 +100,8 @@ def doubts_about_search(iou: float, than: Thresholds = Thresholds()) -> list[str
     if iou >= than.min_iou:
         return []
     return [
-        f"what was found overlaps the silhouette by {iou:.2f} only (below {than.min_iou:g}): is the mask the object's, "
-        "and the object of the kind that the prior knows?"
+        f"the reconstruction overlaps the silhouette by only {iou:.2f} (below {than.min_iou:g}): check that the mask "
+        "is that of the object, and that the prior knows this kind of object"
     ]
 
 

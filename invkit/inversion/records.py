@@ -212,7 +212,7 @@ class RecordStore:
         return details
 
     def missing(self, names: Sequence[str]) -> list[int]:
-        """Positions in `names` that have no record; a damaged one counts as missing and is told of."""
+        """Positions in `names` that have no record; a damaged one counts as missing, with a warning."""
         return [position for position, name in enumerate(names) if not self._is_there(name)]
 
     def names(self) -> list[str]:

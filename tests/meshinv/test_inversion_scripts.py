@@ -258,6 +258,37 @@ def test_textures_change_places(run, inverted):
         run("transfer", f"inversion={inverted}", f"names=[{found[0]},{failed}]")
     with pytest.raises(ValueError, match="two different"):
         run("transfer", f"inversion={inverted}", f"names=[{found[0]}]")
+    with pytest.raises(ValueError, match=r"has no image a, b; it has .*_test_"):
+        run("transfer", f"inversion={inverted}", "names=[a,b]")
+
+
+def test_data_with_other_classes_are_refused_before_anything_is_written(world, run, tmp_path):
+    """The data have two species; a generator of one cannot be meant."""
+    torch.manual_seed(0)
+    options = {"num_classes": 1, "width": 0.0625, "texture_size": 64}
+    config = {"task": {"generator": {"_target_": "meshinv.generator.Generator", **options}}}
+    states = {"generator_ema": Generator(**options).state_dict()}
+    checkpoint.save(tmp_path / "prior.pt", {"config": config, "modules": states})
+    with pytest.raises(ValueError, match="has class 1, but the prior has 1 classes"):
+        run("invert", f"run.dir={tmp_path / 'run'}", f"prior.generator.path={tmp_path / 'prior.pt'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_not_measured_takes_a_line_for_each_reason(evaluated):
+    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts/evaluate.py")
+    evaluate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evaluate)
+    lines = evaluate.table(evaluated)
+    protocols = evaluated["protocols"].values()
+    measured = sum(len(values["metrics"]) for values in protocols)
+    reasons = {reason for values in protocols for reason in values["not_measured"].values()}
+    count = sum(len(values["not_measured"]) for values in protocols)
+    assert count > 3 * len(reasons)
+    assert len([line for line in lines if line.startswith("not measured: ")]) == len(reasons)
+    assert any(line.startswith(f"{count} numbers were not measured") for line in lines)
+    notes = {of["note"] for values in protocols for of in values["metrics"].values() if "note" in of}
+    unreadable = {image for values in protocols for image in values["unreadable"]}
+    assert len(lines) == 1 + measured + len(notes) + len(reasons) + len(unreadable) + 1 + len(evaluated["failed"])
 
 
 def test_two_processes_share_the_work(world, inverted, tmp_path):
@@ -283,7 +314,8 @@ def test_two_processes_share_the_work(world, inverted, tmp_path):
     assert result["iou_after"] == pytest.approx(alone["iou_after"], abs=1e-3)
 
 
-@pytest.mark.parametrize("script", ["export", "evaluate"])
+@pytest.mark.parametrize("script", ["export", "evaluate", "transfer"])
 def test_without_records_a_script_says_what_to_do(script, world, run):
+    more = ["names=[a,b]"] if script == "transfer" else []
     with pytest.raises(ValueError, match="invert"):
-        run(script, f"inversion={world / 'nothing'}")
+        run(script, f"inversion={world / 'nothing'}", *more)

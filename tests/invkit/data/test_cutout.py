@@ -84,7 +84,7 @@ def test_a_box_that_reaches_outside_is_clipped():
         ((50, 20, float("nan"), 90), "is no box"),
         ((300, 20, 400, 90), "lies outside the photograph, which is 200 wide and 150 high"),
         ((-50, 20, -2, 90), "lies outside"),
-        ((190, 20, 400, 90), r"of box=\(190,20,400,90\), 10 x 70 pixels lie in the photograph"),
+        ((190, 20, 400, 90), r"only 10 x 70 pixels of box=\(190,20,400,90\) lie in the photograph"),
         ((0, 0, 200, 150), "all of the photograph"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_picture_without_the_object_is_refused(network):
 
 
 def test_an_unknown_category_is_refused():
-    with pytest.raises(ValueError, match="'robin' is none of COCO's: person, bicycle"):
+    with pytest.raises(ValueError, match="'robin' is not one of COCO's: person, bicycle"):
         MaskRCNN("robin", weights="random")
 
 

@@ -103,7 +103,7 @@ def test_an_overlap_below_the_threshold_is_a_reason():
     than = Thresholds(min_iou=0.5)
     assert doubts_about_search(0.5, than) == []
     (reason,) = doubts_about_search(0.49, than)
-    assert "overlaps the silhouette by 0.49 only (below 0.5)" in reason
+    assert "overlaps the silhouette by only 0.49 (below 0.5)" in reason
     assert doubts_about_search(float("nan"), than)
 
 
