@@ -18,6 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 
+from invkit.runtime.files import written_aside
+
 Size = int | tuple[int, int]
 Box = tuple[int, int, int, int]
 
@@ -212,6 +214,17 @@ def read_rgba(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor
         ValueError: the file cannot be decoded.
     """
     return _pixels(_decode(path, upright), "RGBA")
+
+
+def write_webp(path: str | os.PathLike, image: Float[Tensor, "3 H W"], *, quality: int = 90) -> None:
+    """Write colors in [-1, 1] in a small file for pages; whole or not there.
+
+    Args:
+        quality: up to 100.
+    """
+    pixels = to_uint8(image.detach()[None])[0].cpu().numpy()
+    with written_aside(Path(path)) as aside:
+        Image.fromarray(pixels).save(aside, format="WEBP", quality=quality)
 
 
 def write_png(path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Tensor, "H W C"]) -> None:
