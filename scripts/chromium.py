@@ -1,4 +1,4 @@
-"""A headless Chromium that opens pages, driven by its DevTools protocol: for tests of pages and for pictures of them."""
+"""A headless Chromium that opens pages, driven by its DevTools protocol: for tests of pages and pictures of them."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 INSTALL = (
-    "no Chromium was found: install it (Debian: apt-get install chromium; or pip install playwright && playwright install "
+    "no Chromium was found: install it (apt-get install chromium; or pip install playwright; playwright install "
     "chromium), or let CHROMIUM name one"
 )
 FLAGS = (
@@ -133,7 +133,14 @@ class Browser:
             self.faults.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
 
     def show(
-        self, width: int, height: int, *, dark: bool = False, still: bool = True, scale: float = 1.0, scripts: bool = True
+        self,
+        width: int,
+        height: int,
+        *,
+        dark: bool = False,
+        still: bool = True,
+        scale: float = 1.0,
+        scripts: bool = True,
     ) -> None:
         """Set the size of the window and what the user prefers.
 

@@ -31,8 +31,8 @@ TURNS = {
     270.0: "turned by 270 degrees",
 }
 MAPS = frozenset({"normals", "coords"})
-FILL = 0.95
-"""Of half a picture, how far an object that is turned reaches from its middle."""
+FILL, NEARLY = 0.8, 0.97
+"""Of half a picture, how far nearly all of an object that is turned reaches; what floats beside it does not count."""
 SOLID = 0.5
 
 
@@ -213,12 +213,12 @@ def _sides(estimate: Estimate, renderer: Renderer) -> Float[Tensor, "K 3 T T"]:
 
 
 def _reach(mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B"]:
-    """How far from the middle of each picture something is, as a part of half the picture; 1 where there is nothing."""
+    """How far nearly all of an object is from the middle, as a part of half the picture; 1 where there is nothing."""
     size = mask.shape[-1]
     place = ((torch.arange(size, device=mask.device) + 0.5) / size * 2 - 1).abs()
     far = torch.maximum(place[None, :], place[:, None])
-    reach = (far * (mask[:, 0] > SOLID)).amax(dim=(1, 2))
-    return torch.where(reach > 0, reach, 1.0)
+    there = (far[own > SOLID] for own in mask[:, 0])
+    return torch.stack([own.quantile(NEARLY) if len(own) else far.new_tensor(1.0) for own in there])
 
 
 def _kept(record: Record) -> Iterator[tuple[str, float | None, Guess]]:

@@ -135,9 +135,14 @@ def _card(number: int, name: str, results: Sequence[Result], titles: dict[str, s
     shown = "".join(_shown(result, f"{number}-{place}", titles, source) for place, result in enumerate(results))
     return (
         f'<article class="card" data-name="{escape(name)}" data-class="{escape(label or "")}" data-place="{number}" '
-        f'aria-labelledby="name-{number}">\n<div class="about"><h2 id="name-{number}">{escape(name)}</h2>{facts}'
+        f'aria-labelledby="name-{number}">\n<div class="about"><h2 id="name-{number}">{_breakable(name)}</h2>{facts}'
         f'<div class="photograph">{photograph}</div></div>\n<div class="results">{shown}</div></article>\n'
     )
+
+
+def _breakable(name: str) -> str:
+    """The name, which may go on in another line where it has a mark."""
+    return "".join(f"{escape(letter)}<wbr>" if letter in "/_-." else escape(letter) for letter in name)
 
 
 def _shown(result: Result, key: str, titles: dict[str, str], source: Source) -> str:

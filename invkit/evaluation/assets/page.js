@@ -57,11 +57,11 @@
 
   // Light from all around, more from above, as a tiny Radiance picture. model-viewer's own takes seconds without a GPU.
   const light = (() => {
-    const [width, height] = [32, 16];
+    const [width, height] = [64, 32]; // of a smaller one nothing is seen
     const pixels = new Uint8Array(4 * width * height);
     for (let row = 0; row < height; row++) {
       const up = Math.cos(Math.PI * (row + 0.5) / height);
-      const value = 1.05 + 0.55 * up; // below 2, as the exponent says
+      const value = 1.2 + 0.5 * up; // below 2, as the exponent says
       for (let column = 0; column < width; column++) {
         pixels.set([127 * value, 127 * value, 127 * value, 129], 4 * (row * width + column));
       }
