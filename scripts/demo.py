@@ -81,8 +81,7 @@ def demo(cfg: DictConfig) -> None:
 def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome:
     """Invert, export and measure with a method."""
     began, folder = time.monotonic(), run.dir / name
-    same = [f"experiment={method['experiment']}", f"data.root={birds}", f"run.device={run.config['run']['device']}"]
-    same += method["overrides"]
+    same = [*overrides(method, birds), f"run.device={run.config['run']['device']}"]
     shown = [f"tile={run.config['tile']}", f"refine={method['refine']}"]
     invert(compose("invert", [*same, f"run.dir={folder}", *shown]))
     export(compose("export", [*same, f"inversion={folder}", f"resolution={run.config['resolution']}"]))
@@ -92,6 +91,11 @@ def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome
     row, _ = measured(Row([method["title"], method["given"]]), folder, run.config["columns"])
     row = replace(row, ours={**row.ours, "seconds per image": seconds})
     return Outcome(folder, row)
+
+
+def overrides(method: Mapping[str, Any], birds: Path) -> list[str]:
+    """What all commands are told of a method."""
+    return [f"experiment={method['experiment']}", f"data.root={birds}", *method["overrides"]]
 
 
 def lay_out(outcomes: Sequence[Outcome], table: Table, run: Run) -> None:

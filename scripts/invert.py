@@ -146,7 +146,8 @@ def show(
     place = {name: index for index, name in enumerate(dataset.names)}
     key = cfg.prior["_target_"].split(".")[0]
     method = Method(key, TITLES[key], (run.dir / CONFIG).read_text())
-    renderer = inverter.renderer if cfg.tile is None else instantiate_trusted(cfg.inverter.renderer, size=cfg.tile)
+    node = cfg.inverter.renderer
+    renderer = inverter.renderer if cfg.tile is None else instantiate_trusted({**node, "size": cfg.tile})
     page = write_gallery(
         run.dir,
         Gallery(store, inverter.prior, renderer, method, cfg.batch_size, run.device),

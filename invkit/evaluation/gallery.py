@@ -22,7 +22,7 @@ from invkit.geometry.camera import Camera
 from invkit.images import composite, grid, resize_bilinear, write_webp
 from invkit.inversion.records import Record, RecordStore
 from invkit.protocols import Prior, Renderer
-from invkit.types import Estimate, Guess, Rendering, Views
+from invkit.types import Guess, Rendering, Views
 
 TURNS = {
     45.0: "turned by 45 degrees",
@@ -101,7 +101,7 @@ class Gallery:
         final = Guess.cat([_bare(record.found, details=True) for record in records]).to(self.device)
         estimate = render(final, self.prior, self.renderer)
         maps = self.renderer(estimate.scene, estimate.camera, extras=MAPS)
-        sides = _sides(estimate, self.renderer)
+        sides = turned(estimate.scene, estimate.camera, list(TURNS), self.renderer)
         steps = self._steps(records)
         found = {}
         for place, record in enumerate(records):
@@ -202,11 +202,16 @@ def orbit_of(camera: Camera) -> tuple[float, float]:
     return round(float(azimuth.rad2deg()), 2), round(float(polar.rad2deg()), 2)
 
 
-def _sides(estimate: Estimate, renderer: Renderer) -> Float[Tensor, "K 3 T T"]:
-    """Each object turned about its own up axis, on white, as large as it fits; image-major."""
-    count = len(TURNS)
-    scene = estimate.scene.centered().repeat(count)
-    camera = viewpoints.orbit(estimate.camera, torch.tensor(list(TURNS)))
+def turned(scene: Any, camera: Camera, degrees: Sequence[float], renderer: Renderer) -> Float[Tensor, "K 3 T T"]:
+    """Each object turned about its own up axis by each angle, on white, as large as it fits; image-major.
+
+    Args:
+        scene: what is seen.
+        camera: from where, at 0 degrees.
+    """
+    count = len(degrees)
+    scene = scene.centered().repeat(count)
+    camera = viewpoints.orbit(camera, torch.tensor(degrees))
     camera = replace(camera, scale=TURNED_SCALE * camera.scale)
     reach = _reach(renderer(scene, camera).mask).unflatten(0, (-1, count)).amax(dim=1).repeat_interleave(count)
     return renderer(scene, replace(camera, scale=camera.scale * FILL / reach)).over(1.0)
