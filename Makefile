@@ -2,7 +2,7 @@
 # make demo    the main job on synthetic birds: no GPU, nothing to download
 # make pictures    the pictures of README.md, from the demo
 #
-# Both set everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
+# Each sets everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
 # A machine without a GPU saves a large download by installing the CPU build of torch into .venv first; the "Get started"
 # page of pytorch.org has the command.
 

@@ -82,7 +82,7 @@ def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome
     """Invert, export and measure with a method."""
     began, folder = time.monotonic(), run.dir / name
     same = [*overrides(method, birds), f"run.device={run.config['run']['device']}"]
-    shown = [f"tile={run.config['tile']}", f"refine={method['refine']}"]
+    shown = [f"tile={run.config['tile']}", "detailed=null", f"refine={method['refine']}"]
     invert(compose("invert", [*same, f"run.dir={folder}", *shown]))
     export(compose("export", [*same, f"inversion={folder}", f"resolution={run.config['resolution']}"]))
     seconds = (time.monotonic() - began) / run.config["count"]

@@ -150,7 +150,7 @@ def show(
     renderer = inverter.renderer if cfg.tile is None else instantiate_trusted({**node, "size": cfg.tile})
     page = write_gallery(
         run.dir,
-        Gallery(store, inverter.prior, renderer, method, cfg.batch_size, run.device),
+        Gallery(store, inverter.prior, renderer, method, cfg.batch_size, run.device, cfg.detailed),
         images,
         lambda name: dataset[place[name]],
         title=run.config["run"]["name"],

@@ -3,7 +3,7 @@
 Nothing of it was stored: guesses that the search has kept are rendered again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from invkit.evaluation import page as pages
 from invkit.evaluation import viewpoints
-from invkit.evaluation.evaluator import TURNED_SCALE, render
+from invkit.evaluation.evaluator import render
 from invkit.evaluation.page import IOU_AFTER, IOU_BEFORE, MAP, PHOTOGRAPH, SIDE, STEP, Method, Page, Result, Tile
 from invkit.evaluation.viewer import write_page
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.images import composite, grid, resize_bilinear, write_webp
 from invkit.inversion.records import Record, RecordStore
-from invkit.protocols import Prior, Renderer
+from invkit.protocols import Prior, Renderer, scene_of
 from invkit.types import Guess, Rendering, Views
 
 TURNS = {
@@ -33,7 +33,7 @@ TURNS = {
 MAPS = frozenset({"normals", "coords"})
 FILL, NEARLY = 0.8, 0.97
 """Of half a picture, how far nearly all of an object that is turned reaches; what floats beside it does not count."""
-SOLID = 0.5
+SMALL, SOLID = 0.3, 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Gallery:
         renderer: of the size that pictures shall have, which need not be the search's.
         method: key and title of what reconstructed, and its settings.
         batch_size: records side by side.
+        detailed: so many photographs have the steps on the way and other sides too, which of radiance fields takes a
+            quarter of the search's time. None: all.
     """
 
     store: RecordStore
@@ -52,6 +54,7 @@ class Gallery:
     method: Method
     batch_size: int = 16
     device: torch.device | str = "cpu"
+    detailed: int | None = None
 
     @torch.no_grad()
     def results(
@@ -63,11 +66,12 @@ class Gallery:
             known: name -> what is known of it, as in result.json: status, iou_before, iou_after, doubts and others.
             photographs: gives the photograph of a name; asked only for those that were searched.
         """
+        in_detail = set(list(known)[: self.detailed])
         for names in _parts(list(known), self.batch_size):
             records = {name: self.store.read(name) for name in names}
             found = [record for record in records.values() if record.found is not None]
             views = {record.name: photographs(record.name).to(self.device) for record in found}
-            pictures = self._pictures(found, views) if found else {}
+            pictures = self._pictures(found, views, in_detail) if found else {}
             for name in names:
                 yield self._result(records[name], known[name], pictures.get(name), folder)
 
@@ -96,46 +100,72 @@ class Gallery:
             label=None if label is None else str(int(label)),
         )
 
-    def _pictures(self, records: Sequence[Record], views: Mapping[str, Views]) -> dict[str, dict[Tile, Tensor]]:
+    def _pictures(
+        self, records: Sequence[Record], views: Mapping[str, Views], in_detail: Set[str]
+    ) -> dict[str, dict[Tile, Tensor]]:
         """Name -> tiles with their pictures, in the order in which they are shown."""
         final = Guess.cat([_bare(record.found, details=True) for record in records]).to(self.device)
-        estimate = render(final, self.prior, self.renderer)
-        maps = self.renderer(estimate.scene, estimate.camera, extras=MAPS)
-        sides = turned(estimate.scene, estimate.camera, list(TURNS), self.renderer)
-        steps = self._steps(records)
+        scene = scene_of(self.prior, final)
+        image = self.renderer(scene, final.camera, extras=MAPS)
+        sides = self._sides(records, scene, final.camera, in_detail)
+        steps = self._steps(records, image.over(1.0), in_detail)
         found = {}
         for place, record in enumerate(records):
-            own, image = views[record.name], estimate.image[place]
-            size = image.rgb.shape[-1]
+            own, size = views[record.name], image.rgb.shape[-1]
             of = f"{record.name} by {self.method.title}"
-            photograph, cut = own.rgb, composite(own.rgb, own.mask)
             tiles = {
-                Tile(PHOTOGRAPH, "photograph", f"Photograph of {record.name}"): resize_bilinear(photograph, size)[0],
-                Tile(PHOTOGRAPH, "cut out", f"{record.name} cut out of its photograph"): resize_bilinear(cut, size)[0],
+                Tile(PHOTOGRAPH, "photograph", f"Photograph of {record.name}"): own.rgb,
+                Tile(PHOTOGRAPH, "cut out", f"{record.name}, cut out of its photograph"): composite(own.rgb, own.mask),
             }
+            tiles = {tile: resize_bilinear(picture, size)[0] for tile, picture in tiles.items()}
             for caption, overlap, picture in steps[record.name]:
                 tiles[_step(caption, overlap, of)] = picture
-            if record.found.details is not None:
-                tiles[_step("refined by the photograph", None, of)] = image.over(1.0)[0]
-            if maps.normals is not None:
-                tiles[Tile(MAP, "normals", f"Normals of the reconstruction of {of}")] = normals(maps[place])[0]
-            if maps.coords is not None:
+            if image.normals is not None:
+                tiles[Tile(MAP, "normals", f"Normals of the reconstruction of {of}")] = normals(image[place])[0]
+            if image.coords is not None:
                 alt = f"Canonical map of {of}: the place on the object as a color"
-                tiles[Tile(MAP, "canonical map", alt)] = coordinates(maps[place])[0]
-            for side, caption in enumerate(TURNS.values()):
-                tiles[Tile(SIDE, caption, f"Reconstruction of {of}, {caption}")] = sides[place * len(TURNS) + side]
+                tiles[Tile(MAP, "canonical map", alt)] = coordinates(image[place])[0]
+            for caption, picture in zip(TURNS.values(), sides.get(record.name, ()), strict=False):
+                tiles[Tile(SIDE, caption, f"Reconstruction of {of}, {caption}")] = picture
             found[record.name] = {tile: picture.cpu() for tile, picture in tiles.items()}
         return found
 
-    def _steps(self, records: Sequence[Record]) -> dict[str, list[tuple[str, float | None, Tensor]]]:
-        """Name -> caption, overlap and picture of what the search kept, from the first guess to its result."""
-        kept = [(record.name, *step) for record in records for step in _kept(record)]
+    def _sides(
+        self, records: Sequence[Record], scene: Any, camera: Camera, in_detail: Set[str]
+    ) -> dict[str, Float[Tensor, "K 3 T T"]]:
+        """Name -> pictures from other sides."""
+        places = [place for place, record in enumerate(records) if record.name in in_detail]
+        if not places:
+            return {}
+        pictures = turned(scene[places], camera[places], list(TURNS), self.renderer).split(len(TURNS))
+        return {records[place].name: own for place, own in zip(places, pictures, strict=True)}
+
+    def _steps(
+        self, records: Sequence[Record], final: Float[Tensor, "B 3 T T"], in_detail: Set[str]
+    ) -> dict[str, list[tuple[str, float | None, Tensor]]]:
+        """Name -> caption, overlap and picture of what the search kept, from the first guess to what there is now.
+
+        Args:
+            final: the last of these pictures of each record.
+        """
+        kept = []
+        for record in records:
+            first, *way, last = _kept(record)
+            own = [first, *(way if record.name in in_detail else ()), last]
+            # Without details the result of the search is what there is now.
+            kept += [(record.name, *step) for step in (own if record.found.details is not None else own[:-1])]
         found: dict[str, list[tuple[str, float | None, Tensor]]] = {record.name: [] for record in records}
         for part in _parts(kept, self.batch_size):
             guesses = Guess.cat([guess for *_, guess in part]).to(self.device)
             shown = render(guesses, self.prior, self.renderer).image.over(1.0)
             for (name, caption, overlap, _), picture in zip(part, shown, strict=True):
                 found[name].append((caption, overlap, picture))
+        for record, picture in zip(records, final, strict=True):
+            *_, (caption, overlap, _) = _kept(record)
+            refined = record.found.details is not None
+            found[record.name].append(
+                ("refined by the photograph", None, picture) if refined else (caption, overlap, picture)
+            )
         return found
 
 
@@ -212,9 +242,10 @@ def turned(scene: Any, camera: Camera, degrees: Sequence[float], renderer: Rende
     count = len(degrees)
     scene = scene.centered().repeat(count)
     camera = viewpoints.orbit(camera, torch.tensor(degrees))
-    camera = replace(camera, scale=TURNED_SCALE * camera.scale)
-    reach = _reach(renderer(scene, camera).mask).unflatten(0, (-1, count)).amax(dim=1).repeat_interleave(count)
-    return renderer(scene, replace(camera, scale=camera.scale * FILL / reach)).over(1.0)
+    # Small, so that all of it is in the picture and a field takes little time.
+    small = renderer(scene, replace(camera, scale=SMALL * camera.scale))
+    reach = _reach(small.mask).unflatten(0, (-1, count)).amax(dim=1).repeat_interleave(count)
+    return renderer(scene, replace(camera, scale=camera.scale * SMALL * FILL / reach)).over(1.0)
 
 
 def _reach(mask: Float[Tensor, "B 1 H W"]) -> Float[Tensor, "B"]:

@@ -35,7 +35,7 @@ from invkit.runtime.log import Log
 
 Item = TypeVar("Item")
 
-MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "page", "single_file", "tile")
+MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "page", "detailed", "single_file", "tile")
 """Settings that say where and how a run is watched and shown, not what it computes; a run may go on with others."""
 
 TRUSTED = ("invkit.", "meshinv.", "nerfinv.", "torch.optim.")

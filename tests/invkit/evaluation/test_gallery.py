@@ -85,6 +85,14 @@ def test_the_tiles_show_the_photograph_and_how_it_was_approached(world, tmp_path
         assert missed[-1] <= missed[0]
 
 
+def test_beyond_those_in_detail_there_are_the_first_guess_and_the_result(world, tmp_path):
+    store, views, prior = world
+    gallery = Gallery(store, prior, DiscRenderer(), METHOD, detailed=1)
+    first, second, _ = gallery.results(known(), lambda name: views[NAMES.index(name)], tmp_path)
+    assert len(first.tiles) == 2 + 6 + len(TURNS)
+    assert [tile.kind for tile in second.tiles] == [PHOTOGRAPH, PHOTOGRAPH, STEP, STEP]
+
+
 def test_results_do_not_depend_on_the_batch(world, tmp_path):
     assert results(world, tmp_path / "one", batch_size=1) == results(world, tmp_path / "three", batch_size=3)
 
