@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   const MOST_MODELS = 12; // at once; beyond that, those out of sight go back to being pictures
+  const SECONDS_IN_SIGHT = 0.15; // before a model is asked for: what is only scrolled past needs none
   const cards = [...document.querySelectorAll(".card")];
   const main = document.getElementById("cards");
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -89,7 +90,8 @@
     live.add(stage);
     try {
       const [content] = await Promise.all([contentOf(stage), withLibrary()]);
-      if (!live.has(stage)) return;
+      if (!live.has(stage) || stage.querySelector("model-viewer")) return;
+      if (!inSight.has(stage)) { live.delete(stage); return; }
       const viewer = document.createElement("model-viewer");
       viewer.src = URL.createObjectURL(new Blob([content], { type: "model/gltf-binary" }));
       viewer.alt = stage.dataset.alt;
@@ -127,7 +129,9 @@
   if (canDraw && stages.length) {
     const watch = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
-        if (isIntersecting) { inSight.add(target); bring(target); } else { inSight.delete(target); }
+        if (!isIntersecting) { inSight.delete(target); continue; }
+        inSight.add(target);
+        setTimeout(() => inSight.has(target) && bring(target), SECONDS_IN_SIGHT * 1000);
       }
     }, { rootMargin: "100px" });
     stages.forEach((stage) => watch.observe(stage));
