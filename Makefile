@@ -1,7 +1,8 @@
 # make test    the tests
 # make demo    the main job on synthetic birds: no GPU, nothing to download
+# make pictures    the pictures of README.md, from the demo
 #
-# Both set everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
+# Each sets everything up first, once: a virtual environment in .venv (or the active one) with the project in it.
 # A machine without a GPU saves a large download by installing the CPU build of torch into .venv first; the "Get started"
 # page of pytorch.org has the command.
 
@@ -19,7 +20,7 @@ TOO_OLD = { echo "Python 3.11 or newer is needed, and $(1) is not; name one: mak
 
 TEST_PROCESSES ?= 2
 
-.PHONY: setup test demo lint doctor clean
+.PHONY: setup test demo pictures lint doctor clean
 
 setup: $(STAMP)
 
@@ -36,6 +37,9 @@ test: setup
 
 demo: setup
 	$(PY) scripts/demo.py
+
+pictures: demo
+	$(PY) scripts/pictures.py
 
 lint: setup
 	$(PY) -m ruff check .

@@ -216,6 +216,17 @@ def read_rgba(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor
     return _pixels(_decode(path, upright), "RGBA")
 
 
+def write_webp(path: str | os.PathLike, image: Float[Tensor, "3 H W"], *, quality: int = 90) -> None:
+    """Write colors in [-1, 1] in a small file for pages; whole or not there.
+
+    Args:
+        quality: up to 100.
+    """
+    pixels = to_uint8(image.detach()[None])[0].cpu().numpy()
+    with written_aside(Path(path)) as aside:
+        Image.fromarray(pixels).save(aside, format="WEBP", quality=quality)
+
+
 def write_png(path: str | os.PathLike, image: Float[Tensor, "3 H W"] | UInt8[Tensor, "H W C"]) -> None:
     """Write colors in [-1, 1], or bytes as they are (1, 3 or 4 channels), so that the file is whole or not there."""
     if image.is_floating_point():

@@ -19,28 +19,24 @@ from typing import Any
 
 import torch
 from evaluate import evaluate
-from export import beside, export, stem_of
+from export import export
 from hydra import compose
 from invert import invert
 from jaxtyping import Float
 from omegaconf import DictConfig
-from reconstruct import sides
 from table import columns_of, measured
 from torch import Tensor
 
-from invkit.data.dataset import ImageSet
 from invkit.data.synthetic import write_birds
-from invkit.evaluation.evaluator import render
-from invkit.evaluation.page import Figure, page
+from invkit.evaluation.page import SIDE, STEP, Result, merged
 from invkit.evaluation.report import Column, Row, Table
-from invkit.images import composite, grid, resize_bilinear, write_png
-from invkit.inversion.records import RecordStore
-from invkit.runtime.files import written_aside
-from invkit.runtime.run import Run, instantiate_trusted, main
+from invkit.evaluation.viewer import write_page
+from invkit.images import grid, read_image, write_png
+from invkit.runtime.run import Run, main
 
 TEXT = (
-    "Held-out synthetic birds. In each row the photograph, and what each method made of it: seen from the camera that "
-    "the photograph was taken with or that was found for it, and turned by 45, 90, 180 and 270 degrees."
+    "Held-out synthetic birds, and what each method made of each photograph: a model that turns, the steps of the "
+    "search on a slider, normals, the place on the object as a color, and how it looks from other sides."
 )
 
 
@@ -51,12 +47,10 @@ class Outcome:
     Args:
         folder: of its run, below that of the demo.
         row: its name and numbers.
-        pictures: photograph -> it, cut out; its reconstruction from the same side and from four others, on white.
     """
 
     folder: Path
     row: Row
-    pictures: Mapping[str, Float[Tensor, "K 3 T T"]]
 
     @property
     def title(self) -> str:
@@ -78,7 +72,7 @@ def demo(cfg: DictConfig) -> None:
             rows=[outcome.row for outcome in outcomes],
             comparable=False,
         )
-        lay_out(outcomes, table, run.dir)
+        lay_out(outcomes, table, run)
         run.result({"count": cfg.count, "methods": {outcome.title: outcome.row.ours for outcome in outcomes}})
         run.log.message(table.plain())
         run.log.message(f"see {run.dir / 'index.html'} or {run.dir / 'side_by_side.png'}")
@@ -87,57 +81,39 @@ def demo(cfg: DictConfig) -> None:
 def made(name: str, method: Mapping[str, Any], birds: Path, run: Run) -> Outcome:
     """Invert, export and measure with a method."""
     began, folder = time.monotonic(), run.dir / name
-    same = [f"experiment={method['experiment']}", f"data.root={birds}", f"run.device={run.config['run']['device']}"]
-    same += method["overrides"]
-    cfg = compose("invert", [*same, f"run.dir={folder}", f"refine={method['refine']}"])
-    invert(cfg)
+    same = [*overrides(method, birds), f"run.device={run.config['run']['device']}"]
+    shown = [f"tile={run.config['tile']}", "detailed=null", f"refine={method['refine']}"]
+    invert(compose("invert", [*same, f"run.dir={folder}", *shown]))
     export(compose("export", [*same, f"inversion={folder}", f"resolution={run.config['resolution']}"]))
     seconds = (time.monotonic() - began) / run.config["count"]
     protocols = sorted({column["protocol"] for column in run.config["columns"].values()})
     evaluate(compose("evaluate", [*same, f"inversion={folder}", f"protocols=[{','.join(protocols)}]"]))
     row, _ = measured(Row([method["title"], method["given"]]), folder, run.config["columns"])
     row = replace(row, ours={**row.ours, "seconds per image": seconds})
-    return Outcome(folder, row, pictures(cfg, folder, run))
+    return Outcome(folder, row)
 
 
-@torch.no_grad()
-def pictures(cfg: DictConfig, folder: Path, run: Run) -> dict[str, Float[Tensor, "K 3 T T"]]:
-    """What the records of a run look like; those that failed are left out."""
-    tile = run.config["tile"]
-    prior = instantiate_trusted(cfg.prior).to(run.device)
-    renderer = instantiate_trusted(cfg.inverter.renderer, size=tile)
-    data: ImageSet = instantiate_trusted(cfg.data)
-    store, found = RecordStore(folder / "records"), {}
-    for index, name in enumerate(data.names):
-        if (guess := store.read(name).found) is None:
-            continue
-        views, estimate = data[index], render(guess.to(run.device), prior, renderer)
-        photograph = resize_bilinear(composite(views.rgb, views.mask), tile)
-        found[name] = torch.cat([photograph, estimate.image.over(1.0).cpu(), sides(estimate, renderer)])
-    return found
+def overrides(method: Mapping[str, Any], birds: Path) -> list[str]:
+    """What all commands are told of a method."""
+    return [f"experiment={method['experiment']}", f"data.root={birds}", *method["overrides"]]
 
 
-def lay_out(outcomes: Sequence[Outcome], table: Table, folder: Path) -> None:
-    """Write the page and its pictures: on the sheet a photograph has a row of its own for each method."""
-    figures: dict[str, list[Figure]] = {}
-    sheet: list[Tensor] = []
-    for number, name in enumerate(sorted({name for outcome in outcomes for name in outcome.pictures})):
-        figures[name] = []
-        for outcome in outcomes:
-            if name not in outcome.pictures:
-                figures[name].append(Figure(None, "could not be reconstructed"))
-                continue
-            shown = outcome.pictures[name]
-            sheet.append(shown)
-            path = Path("pictures") / f"{number:03d}_{outcome.folder.name}.png"
-            write_png(folder / path, grid(shown, columns=len(shown)))
-            model = beside(stem_of(name, Path(outcome.folder.name) / "meshes"), ".glb")
-            links = {"GLB": str(model)} if (folder / model).is_file() else {}
-            figures[name].append(Figure(str(path), name, links))
-    if sheet:
-        write_png(folder / "side_by_side.png", grid(torch.cat(sheet), columns=len(sheet[0])))
-    with written_aside(folder / "index.html") as aside:
-        aside.write_text(page(table, TEXT, [outcome.title for outcome in outcomes], figures))
+def lay_out(outcomes: Sequence[Outcome], table: Table, run: Run) -> None:
+    """Write the page, and the sheet, on which a photograph has a row of its own for each method."""
+    parts = {outcome.folder.name: outcome.title for outcome in outcomes}
+    page = merged(table.title, TEXT, run.dir, parts)
+    write_page(page, run.dir, table, single_file=run.config["single_file"])
+    rows = [row_of(result, run.dir) for results in page.photographs().values() for result in results if result.tiles]
+    if rows:
+        write_png(run.dir / "side_by_side.png", grid(torch.cat(rows), columns=len(rows[0])))
+
+
+def row_of(result: Result, folder: Path) -> Float[Tensor, "K 3 T T"]:
+    """The object cut out of its photograph, and what was made of it, from the same side and from others."""
+    last = max(place for place, tile in enumerate(result.tiles) if tile.kind == STEP)
+    places = [1, last, *(place for place, tile in enumerate(result.tiles) if tile.kind == SIDE)]
+    strip = 2 * read_image(folder / result.strip).float() - 1
+    return torch.stack(strip.chunk(len(result.tiles), dim=2))[places]
 
 
 if __name__ == "__main__":

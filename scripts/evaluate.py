@@ -7,6 +7,7 @@
 Prints a table and writes result.json to <inversion>/evaluation, after every protocol. The protocols are in
 configs/protocol. What cannot be measured here, because weights or ground truth are missing, is named below the table
 with the reason; the rest is measured all the same.
+If the inversion has a page (<inversion>/index.html), the numbers are added to it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from invkit.evaluation.evaluator import measure, statuses
 from invkit.evaluation.instruments import Instruments
+from invkit.evaluation.page import read
 from invkit.evaluation.protocol import EvaluationProtocol
+from invkit.evaluation.viewer import write_page
 from invkit.evaluation.viewpoints import Frame
 from invkit.inversion.records import RecordStore
 from invkit.metrics.voxels import Grid
@@ -50,6 +53,8 @@ def evaluate(cfg: DictConfig) -> None:
             run.result(result)
         result["protocols"] = {name: result["protocols"][name] for name in protocols}
         run.result(result)
+        if run.rank == 0 and cfg.page:
+            show(Path(cfg.inversion), result["protocols"], single_file=cfg.single_file)
         if run.rank == 0:
             for line in [*table(result), *(() if refined(store) else changed(result))]:
                 run.log.message(line)
@@ -87,6 +92,17 @@ def instruments(cfg: DictConfig) -> Instruments:
 def solid(scene: Any, frame: Frame, grid: Grid) -> Tensor:
     """The voxels inside scenes of either method."""
     return (field_solid if isinstance(scene, RadianceField) else mesh_solid)(scene, frame, grid)
+
+
+def show(folder: Path, protocols: Mapping[str, Any], *, single_file: bool) -> None:
+    """Put what was measured on the page of a folder, if it has one."""
+    page = read(folder)
+    if page is None:
+        return
+    found = {f"{metric} ({name})": of for name, values in protocols.items() for metric, of in values["metrics"].items()}
+    per_image = {name: of["per_image"] for name, of in found.items() if "per_image" in of}
+    page = page.with_numbers(per_image, {name: of["value"] for name, of in found.items()})
+    write_page(page, folder, single_file=single_file)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

@@ -6,9 +6,10 @@
 Textured meshes become GLB and, with obj=true, OBJ; radiance fields GLB and, with ply=true, PLY, both with vertex colors
 (marching cubes on a grid of `resolution` nodes along a side). Files go to <inversion>/meshes, named after the images;
 another export with other settings adds its own. Images that could not be searched, and fields without a surface, are
-passed over and named.
+passed over and named. Where the inversion has a page (<inversion>/index.html), the GLB files are on it then, and turn.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ import torch
 from omegaconf import DictConfig
 from trimesh import Trimesh
 
+from invkit.evaluation.page import read
+from invkit.evaluation.viewer import write_page
 from invkit.export import turntable, write_gif, write_glb, write_mp4, write_ply
 from invkit.inversion.records import RecordStore
 from invkit.protocols import scene_of
+from invkit.runtime import dist
 from invkit.runtime.run import Run, instantiate_trusted, main
 from meshinv.export import models, write_obj
 from nerfinv import export as field_export
@@ -69,6 +73,20 @@ def export(cfg: DictConfig) -> None:
                 write_gif(beside(path, ".gif"), frames)
                 if cfg.mp4:
                     write_mp4(beside(path, ".mp4"), frames)
+        dist.barrier()
+        if cfg.page and run.rank == 0:
+            show(Path(cfg.inversion), run.dir, names, single_file=cfg.single_file)
+
+
+def show(folder: Path, meshes: Path, names: Sequence[str], *, single_file: bool) -> None:
+    """Put the GLB files of these images on the page of a folder, if it has one and they lie below it."""
+    page = read(folder)
+    if page is None or not meshes.resolve().is_relative_to(folder.resolve()):
+        return
+    below = folder / meshes.resolve().relative_to(folder.resolve())
+    models = {name: beside(stem_of(name, below), ".glb") for name in names}
+    models = {name: model for name, model in models.items() if model.is_file()}
+    write_page(page.with_models(folder, models), folder, single_file=single_file)
 
 
 def model_of(scene: Any, name: str, resolution: int, largest: bool) -> Trimesh:

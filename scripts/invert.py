@@ -4,13 +4,14 @@
     torchrun --nproc_per_node=4 scripts/invert.py experiment=meshinv_invert_cub
 
 Run the same command again to resume: an image that already has a record is skipped. An image that cannot be used leaves
-a record that says why. result.json and images/reconstructions.png are made from the records at the end; there an image
-is `doubtful` where its mask or its overlap are reasons not to believe the result (`doubts`).
+a record that says why. result.json, images/reconstructions.png and the page index.html (page=false: none) are made from
+the records at the end; there an image is `doubtful` where its mask or its overlap are reasons not to believe the result
+(`doubts`).
 """
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,8 @@ from omegaconf import DictConfig
 from invkit.data import index_sets
 from invkit.data.dataset import ImageSet, subset
 from invkit.evaluation.evaluator import contact_sheet, evaluate, render
+from invkit.evaluation.gallery import Gallery, write_gallery
+from invkit.evaluation.page import Method
 from invkit.images import write_png
 from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, invert_all
@@ -27,11 +30,14 @@ from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.inversion.refinement import refine_all
 from invkit.protocols import Prior
 from invkit.runtime import dist
-from invkit.runtime.run import Run, instantiate_trusted, main
+from invkit.runtime.run import CONFIG, Run, instantiate_trusted, main
 from invkit.types import Guess
 
 GOLDEN_RATIO = 0.6180339887498949
 """Its multiples, modulo 1, are spread evenly however many there are."""
+
+TITLES = {"meshinv": "MeshInversion", "nerfinv": "Bootstrapped Radiance Field Inversion"}
+"""What the methods are called, by package."""
 
 
 @main(config_name="invert")
@@ -60,6 +66,8 @@ def invert(cfg: DictConfig) -> None:
         run.result({"protocol": cfg.protocol, "statuses": statuses, "seconds_per_image": seconds, **result})
         if run.rank == 0:
             picture(inverter, dataset, store, cfg.pictures, run)
+            if cfg.page:
+                show(cfg, inverter, dataset, store, result["images"], run)
             for name, image in result["images"].items():
                 if image["status"] == DOUBTFUL:
                     run.log.message(f"{name}: {DOUBTFUL}, {'; '.join(image['doubts'])}")
@@ -143,6 +151,31 @@ def chosen(dataset: ImageSet, names: Sequence[str] | None, limit: int | None) ->
     return subset(
         dataset, [at + int(place * (end - at)) for (at, end), place in zip(pairwise(starts), places, strict=True)]
     )
+
+
+def show(
+    cfg: DictConfig,
+    inverter: Inverter,
+    dataset: ImageSet,
+    store: RecordStore,
+    images: Mapping[str, Mapping[str, Any]],
+    run: Run,
+) -> None:
+    """Write the page of all records."""
+    place = {name: index for index, name in enumerate(dataset.names)}
+    key = cfg.prior["_target_"].split(".")[0]
+    method = Method(key, TITLES[key], (run.dir / CONFIG).read_text())
+    node = cfg.inverter.renderer
+    renderer = inverter.renderer if cfg.tile is None else instantiate_trusted({**node, "size": cfg.tile})
+    page = write_gallery(
+        run.dir,
+        Gallery(store, inverter.prior, renderer, method, cfg.batch_size, run.device, cfg.detailed),
+        images,
+        lambda name: dataset[place[name]],
+        title=run.config["run"]["name"],
+        single_file=cfg.single_file,
+    )
+    run.log.message(f"see {page}")
 
 
 def summary(result: dict) -> str:

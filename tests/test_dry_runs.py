@@ -18,6 +18,7 @@ from PIL import Image
 
 from invkit.data import cub
 from invkit.data.synthetic import write_birds
+from invkit.evaluation.page import read
 from invkit.geometry.camera import Camera
 from invkit.runtime import checkpoint
 from invkit.runtime.run import load_module
@@ -316,9 +317,12 @@ def test_the_demo_puts_both_methods_on_one_page(prior, tmp_path, monkeypatch):
         assert (folder / method / "images" / "reconstructions.png").is_file()
         assert json.loads((folder / method / "result.json").read_text())["count"] == 2
     assert Image.open(folder / "side_by_side.png").size == (6 * 32, 4 * 32)
-    named = re.findall(r'(?:src|href)="([^"]+)"', (folder / "index.html").read_text())
-    assert len(named) == 8
+    named = re.findall(r'(?:src|href|data-script)="((?!http)[^"]+)"', (folder / "index.html").read_text())
+    assert len([path for path in named if path.endswith(".glb")]) == 4
     assert all((folder / unquote(path)).is_file() for path in named)
+    page = read(folder)
+    assert [method.title for method in page.methods] == ["MeshInversion", "Bootstrapped Radiance Field Inversion"]
+    assert all("iou3d (iou3d_aligned)" in result.numbers for result in page.results)
     numbers = json.loads((folder / "result.json").read_text())["methods"]
     assert all(0 < of["IoU"] <= 1 for of in numbers.values()), numbers
 

@@ -33,7 +33,14 @@ ROOMS = {
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
     "inversion": ({"schedule"}, {"search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
-    "evaluation": ({"viewpoints", "report"}, {"protocol", "page"}, {"instruments"}, {"measurement"}, {"evaluator"}),
+    "evaluation": (
+        {"viewpoints", "report"},
+        {"protocol", "page"},
+        {"instruments", "viewer"},
+        {"measurement"},
+        {"evaluator"},
+        {"gallery"},
+    ),
 }
 AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.

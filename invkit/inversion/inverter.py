@@ -15,7 +15,7 @@ from torch import Tensor
 from invkit.data.dataset import ImageSet
 from invkit.inversion.objective import Objective, Targets, total
 from invkit.inversion.records import Record, RecordStore, Trace
-from invkit.inversion.schedule import MESHINVERSION_STAGES, TRIAL, Stage, Stall
+from invkit.inversion.schedule import MESHINVERSION_STAGES, TRIAL, Stage, Stall, on_the_way
 from invkit.inversion.search_state import SearchState, finite_rows
 from invkit.metrics.iou import iou
 from invkit.protocols import Init, Prior, Renderer, Score
@@ -43,7 +43,8 @@ class Inverter:
         trial: where `init` gives several guesses for an image, all of them are first searched from for these steps, by
             `init_objective`, and the one that is then best by `objective` goes on.
         max_batch: guesses on trial at once; bounds the memory and changes nothing else.
-        snapshots: numbers of steps after which the guess is kept in the trace; 0 is where the search began.
+        snapshots: numbers of steps after which the guess is kept in the trace; 0 is where the search began. One number
+            instead: so many on the way, see `schedule.on_the_way`.
         stall: when an image stops before the stages are through; None lets all of them go on to the end.
 
     Raises:
@@ -67,13 +68,16 @@ class Inverter:
         init_objective: Objective | None = None,
         trial: Stage = TRIAL,
         max_batch: int = 64,
-        snapshots: Sequence[int] = (),
+        snapshots: Sequence[int] | int = 4,
         stall: Stall | None = None,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1; got {max_batch}")
-        if wrong := [count for count in snapshots if not 0 <= count <= sum(stage.steps for stage in stages)]:
-            raise ValueError(f"snapshots {wrong}: the search has {sum(stage.steps for stage in stages)} steps")
+        steps = sum(stage.steps for stage in stages)
+        if isinstance(snapshots, int):
+            snapshots = on_the_way(steps, snapshots)
+        if wrong := [count for count in snapshots if not 0 <= count <= steps]:
+            raise ValueError(f"snapshots {wrong}: the search has {steps} steps")
         self.prior, self.renderer, self.init, self.objective = prior, renderer, init, objective
         self.stages, self.betas, self.warm_up = tuple(stages), tuple(betas), warm_up
         self.optimize_camera, self.optimize_focal = optimize_camera, optimize_focal

@@ -53,6 +53,18 @@ def hybrid_stages(steps: int = 30, *, gain: float | int = 5.0, rate: float = 0.0
     return (Stage(steps, gain * rate, rate, EPSILON / gain),)
 
 
+def on_the_way(steps: int, count: int) -> list[int]:
+    """Up to `count` numbers between 0 and `steps`, closer together at the beginning, where a search moves most.
+
+    Raises:
+        ValueError: count is negative.
+    """
+    if count < 0:
+        raise ValueError(f"snapshots={count} must be 0 or more")
+    numbers = {round(steps * (place / (count + 1)) ** 2) for place in range(1, count + 1)}
+    return sorted(numbers - {0, steps})
+
+
 @dataclass(frozen=True)
 class Stall:
     """When an image stops: its objective, averaged over `window` looks, has hardly fallen since the `window` before.

@@ -35,8 +35,8 @@ from invkit.runtime.log import Log
 
 Item = TypeVar("Item")
 
-MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb")
-"""Settings that say where and how a run is watched, not what it computes; a run may go on with others."""
+MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "page", "detailed", "single_file", "tile")
+"""Settings that say where and how a run is watched and shown, not what it computes; a run may go on with others."""
 
 TRUSTED = ("invkit.", "meshinv.", "nerfinv.", "torch.optim.")
 """Where a `_target_` may lead: a checkpoint's stored configuration is somebody else's file."""

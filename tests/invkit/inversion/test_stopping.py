@@ -11,7 +11,7 @@ from invkit.geometry.camera import Camera
 from invkit.inversion.inverter import Inverter, Stage
 from invkit.inversion.objective import Objective, WeightedTerm
 from invkit.inversion.records import DIVERGED, OK, UNPOSED, RecordStore
-from invkit.inversion.schedule import Stall, hybrid_stages
+from invkit.inversion.schedule import Stall, hybrid_stages, on_the_way
 from invkit.inversion.search_state import SearchState
 from invkit.protocols import Prior, Score
 from invkit.types import Estimate, Guess, Rendering, Views
@@ -158,7 +158,7 @@ def test_the_guess_after_n_steps_is_what_n_steps_give(tmp_path):
 def test_the_last_step_needs_no_keeping_and_an_image_that_failed_has_none(tmp_path):
     prior, views = scene(1)
     store = RecordStore(tmp_path)
-    (record,) = store.write(["a"], [0], *inverter(prior, 3)(views))
+    (record,) = store.write(["a"], [0], *inverter(prior, 3, snapshots=())(views))
     same(record.after(3), record.found)
     with pytest.raises(ValueError, match="the end alone"):
         record.after(0)
@@ -170,6 +170,24 @@ def test_only_steps_that_are_made_can_be_kept():
     prior, _ = scene(1)
     with pytest.raises(ValueError, match=r"snapshots \[13\]: the search has 12 steps"):
         inverter(prior, 12, snapshots=(0, 13))
+
+
+@pytest.mark.parametrize(
+    "steps, count, kept", [(75, 4, [3, 12, 27, 48]), (200, 4, [8, 32, 72, 128]), (2, 4, [1]), (0, 4, []), (30, 0, [])]
+)
+def test_some_steps_on_the_way_are_kept_without_changing_the_search(steps, count, kept):
+    assert on_the_way(steps, count) == kept
+    assert inverter(DiscPrior(), steps, snapshots=count).snapshots == frozenset(kept)
+
+
+def test_a_search_that_keeps_guesses_finds_the_same():
+    prior, views = scene(2)
+    with_them, without = (inverter(prior, 9, snapshots=count)(views) for count in (4, 0))
+    assert sorted(with_them[1].snapshots) == [1, 3, 6]
+    assert torch.equal(with_them[0].latent, without[0].latent)
+    assert torch.equal(with_them[0].camera.to_cmr(), without[0].camera.to_cmr())
+    with pytest.raises(ValueError, match="snapshots=-1 must be 0 or more"):
+        inverter(prior, 9, snapshots=-1)
 
 
 def trap(estimate: Estimate, target: Views) -> Tensor:
