@@ -42,6 +42,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:fid@")
 def birds(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "birds"
     write_birds(root, train=BIRDS, val=2, test=2, num_species=2, novel_views=1)
+    # What MeshInversion's authors distribute of the test split: masks and cameras that were predicted.
+    (root / "predicted_mask").mkdir()
+    predicted = {}
+    for item, record in enumerate(cub.read_records(root, "test")):
+        np.save(root / "predicted_mask" / f"{item}.npy", record.mask.astype(np.uint8))
+        square = cub.Cub(root, "test", 64)[item].camera.to_cmr()[0]
+        predicted[record.path.stem] = {"pred_cam": square, "pred_pose_overlay_iou": 0.9}
+    torch.save(predicted, root / "cmr_pred_cam.pth")
     return root
 
 
