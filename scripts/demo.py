@@ -24,7 +24,6 @@ from hydra import compose
 from invert import invert
 from jaxtyping import Float
 from omegaconf import DictConfig
-from reconstruct import sides
 from table import columns_of, measured
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from invkit.evaluation.page import Figure, page
 from invkit.evaluation.report import Column, Row, Table
 from invkit.images import composite, grid, resize_bilinear, write_png
 from invkit.inversion.records import RecordStore
+from invkit.photographs.panel import sides
 from invkit.runtime.files import written_aside
 from invkit.runtime.run import Run, instantiate_trusted, main
 
