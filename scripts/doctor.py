@@ -59,7 +59,7 @@ class Finding:
 
 
 def packages() -> Iterator[Finding]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = declared()
     python = platform.python_version()
     new_enough = satisfies(python, project["requires-python"])
     yield Finding("packages", "python", "ok" if new_enough else "error", python, "" if new_enough else "3.11 or newer")
@@ -68,6 +68,24 @@ def packages() -> Iterator[Finding]:
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
             yield package(requirement, f"extra: {extra}", "gap", f'pip install -e ".[{extra}]"')
+
+
+def declared() -> dict[str, Any]:
+    """What the project says that it needs: its pyproject.toml, or, where it is installed, what was made of that."""
+    if (ROOT / "pyproject.toml").is_file():
+        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = importlib.metadata.metadata("gan-inversion-3d")
+    extras: dict[str | None, list[str]] = {None: [], **{extra: [] for extra in told.get_all("Provides-Extra") or ()}}
+    for line in told.get_all("Requires-Dist") or ():
+        requirement, _, condition = line.partition(";")
+        extra = re.search(r"""extra == ['"]([\w-]+)""", condition)
+        extras[extra[1] if extra else None].append(requirement.strip())
+    needed = extras.pop(None)
+    return {
+        "requires-python": told["Requires-Python"],
+        "dependencies": needed,
+        "optional-dependencies": extras,
+    }
 
 
 def package(requirement: str, section: str, otherwise: str, install: str) -> Finding:
@@ -212,7 +230,7 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
     """
     target = node.get("_target_", "") if isinstance(node, dict) else ""
     read = node.get("path") if target == "invkit.runtime.run.load_module" else node.get("root") if target else None
-    if read and not Path(read).exists():
+    if read and not is_there(read, target):
         maker = made_by.get("/".join(Path(read).parts[:2]))
         yield read, f"python scripts/train.py experiment={maker} makes {read}" if maker else ""
     if target.startswith("invkit.features."):
@@ -230,6 +248,15 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
             yield f"weights {name}", "task.quality=null goes without" if where.startswith("task.quality") else ""
     for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from missing(child, made_by, f"{where}.{key}".removeprefix("."))
+
+
+def is_there(read: str, target: str) -> bool:
+    """Whether something is where it is looked for, or, of a network, ships under that name."""
+    try:
+        shipped = importlib.import_module("invkit.runtime.shipped") if target.endswith(".load_module") else None
+        return bool(shipped.located(read)) if shipped else Path(read).exists()
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def report(findings: Sequence[Finding]) -> str:
