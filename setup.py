@@ -1,14 +1,15 @@
 """Where configs/ and scripts/ go when the project is installed: into invkit, beside each other as they are here.
 
 So the commands (`inv3d`) and the configurations are found wherever they are called; everything else is in
-pyproject.toml. The benchmarks are left out: they measure against slow twins in tests/, which is not installed.
+pyproject.toml. What works on the repository itself is left out: benchmarks (against slow twins in tests/), the check of
+the docs, the pictures of the README.
 """
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ELSEWHERE = {"invkit.configs": "configs", "invkit.scripts": "scripts"}
-LEFT_OUT = {("invkit.scripts", "benchmark")}
+LEFT_OUT = {("invkit.scripts", name) for name in ("benchmark", "check_docs", "pictures")}
 
 
 class BuildPy(build_py):

@@ -5,6 +5,7 @@ called; `torchrun --nproc_per_node=4 -m invkit train ...` too.
 """
 
 import io
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with the status of the command; 2 where there is no such command.
     """
     speak_of_commands()
+    # Threads of torch that wait sleep instead of spinning; where cores are shared, that makes small operations faster.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     known = commands()
     if name in ("-h", "--help"):

@@ -7,13 +7,15 @@
     python scripts/reconstruct.py image=robin.png method=nerfinv
     python scripts/reconstruct.py image=[a.jpg,b.jpg] mask=[a.png,b.png] experiment=meshinv_invert_cub label=3
 
-For each photograph, in runs/reconstruct/<method>/<its name>: <its name>.glb, panel.png, which shows step by step what
-the network saw, result.json, and input/, a data set of this one photograph. The records of a method lie beside them in
-records/, so scripts/export.py makes turntables (inversion=runs/reconstruct/meshinv), and result.json there has all
-photographs that were ever reconstructed. A photograph that cannot be used is told of in result.json and stops no other;
-the exit status is 2 if none could be used. `mask_from` says there where the silhouette
-came from: given, alpha, box or mask_rcnn, with +grabcut if it was improved. The status is `doubtful` where `doubts` has
-reasons not to believe the result: a mask that does not look like one, or a silhouette that could not be matched.
+For each photograph, in runs/reconstruct/<method>/<its name>: <its name>.glb, panel.png with the input and the result of
+each step, result.json, and input/, a data set of this one photograph. Beside these folders, index.html is a page of all
+photographs of the method, with models that turn; result.json has all of them too; and the records lie in records/, so
+scripts/export.py makes turntables (inversion=runs/reconstruct/meshinv). A photograph that cannot be used does not stop
+the others: its result.json says why. The exit status is 2 if none could be used.
+
+In result.json, `mask_from` says where the silhouette came from: given, alpha, box or mask_rcnn, with +grabcut if it was
+improved. The status is `doubtful` if there are reasons not to believe the result (`doubts`): a mask that does not look
+like one, or a silhouette that could not be matched.
 
 In result.json, `camera` is [s, tx, ty, qw, qx, qy, qz] in pixels of the photograph, as camera=... takes it: a point p
 of the object, (x, -z, y) of a vertex of the GLB, is seen at s (R(q) p)_xy + t, x right, y down, from the corner of the
@@ -25,7 +27,7 @@ which follows where the camera was. Where that fails the status says so, and the
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from invkit.data import cutout
+from invkit.evaluation.gallery import Gallery, write_gallery
+from invkit.evaluation.page import TITLES, Method
 from invkit.images import write_png
 from invkit.inversion.records import DOUBTFUL, OK, RecordStore
 from invkit.photographs.reconstruction import Reconstruction
@@ -40,7 +44,8 @@ from invkit.photographs.silhouette import Photograph
 from invkit.protocols import NoSurface
 from invkit.reconstruction import Reconstructor
 from invkit.runtime.files import written_aside
-from invkit.runtime.run import Run, main
+from invkit.runtime.run import LAST_CONFIG, Run, main
+from invkit.types import Views
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,8 @@ def reconstruct(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         photographs = given(run.config)
         reconstructor = Reconstructor.of(run.config, run.device)
-        store = RecordStore(run.dir / "records")
-        results = {}
+        store = RecordStore(run.dir / "records", refined=cfg.get("refine") is not None)
+        results, searched = {}, {}
         for each in photographs:
             folder = run.dir / each.name
             try:
@@ -70,6 +75,7 @@ def reconstruct(cfg: DictConfig) -> None:
                 lay_down(photograph, each, folder / "input")
                 found = reconstructor.reconstruct(photograph, label=each.label, camera=each.camera)
                 result = {"image": str(each.image), **written(found, each.name, folder, store)}
+                searched[each.name] = found.views
             except (ValueError, OSError) as error:
                 result = {"image": str(each.image), "status": str(error)}
                 store.write_failure(each.name, 0, str(error))
@@ -77,8 +83,36 @@ def reconstruct(cfg: DictConfig) -> None:
             results[each.name] = result
             run.log.message(f"{each.name}: {summary(result, folder)}")
         run.result({"images": {**earlier(run.dir / "result.json"), **results}})
+        if cfg.page:
+            run.log.message(f"see {show(cfg, reconstructor, store, results, searched, run)}")
         if not any(result["status"] in (OK, DOUBTFUL) for result in results.values()):
             raise SystemExit(2)
+
+
+def show(
+    cfg: DictConfig,
+    reconstructor: Reconstructor,
+    store: RecordStore,
+    results: Mapping[str, Mapping[str, Any]],
+    searched: Mapping[str, Views],
+    run: Run,
+) -> Path:
+    """Write the page of a method's folder, or add these photographs to it."""
+    key = run.config["prior"]["_target_"].partition(".")[0]
+    method = Method(key, TITLES[key], (run.dir / LAST_CONFIG).read_text())
+    tools = reconstructor.tools
+    gallery = Gallery(store, tools.inverter.prior, tools.renderer(cfg.tile), method, device=run.device)
+    models = {name: Path(result["mesh"]) for name, result in results.items() if result.get("mesh")}
+    return write_gallery(
+        run.dir,
+        gallery,
+        results,
+        searched.__getitem__,
+        title="Photographs to 3D models",
+        models=models,
+        keep=True,
+        single_file=cfg.single_file,
+    )
 
 
 def given(config: dict[str, Any]) -> list[Given]:
