@@ -12,7 +12,7 @@ from tests.test_dry_runs import run
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGURED = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
-PARSED = ["convert_checkpoint", "prepare_data", "doctor", "publish"]
+PARSED = ["convert_checkpoint", "prepare_data", "doctor", "publish", "check_docs"]
 
 
 @pytest.fixture(autouse=True)
