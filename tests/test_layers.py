@@ -33,7 +33,7 @@ KIT = (
 # The same inside rooms, where there is an order worth keeping.
 ROOMS = {
     "runtime": (
-        {"files", "pace", "usage", "settings", "version"},
+        {"files", "pace", "usage", "settings", "version", "arithmetic"},
         {"commandline"},
         {"dist", "log", "checkpoint", "conversion", "pickles", "shipped"},
         {"run"},
