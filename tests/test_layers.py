@@ -44,7 +44,7 @@ ROOMS = {
     "photographs": ({"silhouette"}, {"panel"}, {"reconstruction"}),
     "evaluation": (
         {"viewpoints", "report"},
-        {"protocol", "page"},
+        {"protocol", "page", "boxes"},
         {"instruments", "viewer"},
         {"measurement"},
         {"evaluator"},
