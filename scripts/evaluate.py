@@ -82,7 +82,7 @@ def instruments(cfg: DictConfig) -> Instruments:
         networks={name: recipe(node) for name, node in cfg.networks.items()},
         perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
         reals=recipe(cfg.data, **cfg.reals),
-        train=recipe(cfg.data, **cfg.trained_on),
+        train=recipe(cfg.get("training_data", cfg.data), **cfg.trained_on),
         truth=recipe(cfg.truth),
         solid=solid,
         grid=instantiate_trusted(cfg.grid),

@@ -73,10 +73,21 @@ def runnable(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overrides(config: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """The command line of a row, for scripts/invert.py and scripts/evaluate.py alike."""
+    """The command line of a row, for scripts/invert.py and scripts/evaluate.py alike.
+
+    A row with an experiment of its own, as another method has, does not share the overrides of the other rows.
+    """
     wanted = config["table"]
-    shared = [f"experiment={wanted['experiment']}", *written(wanted["overrides"])]
+    if "experiment" in row:
+        shared = [f"experiment={row['experiment']}"]
+    else:
+        shared = [f"experiment={wanted['experiment']}", *written(wanted["overrides"])]
     return [*shared, *written(row["overrides"]), *config["overrides"]]
+
+
+def of_evaluation(config: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What scripts/evaluate.py is given beside; a row with an experiment of its own says that itself."""
+    return written(row.get("evaluation", {} if "experiment" in row else config["table"]["evaluation"]))
 
 
 def written(settings: Mapping[str, Any]) -> list[str]:
@@ -103,7 +114,8 @@ def make(row: Mapping[str, Any], folder: Path, run: Run) -> None:
     run_inversion(compose("invert", [*same, f"run.dir={folder}", f"limit={json.dumps(wanted['images'])}"]))
     protocols = sorted({column["protocol"] for column in wanted["columns"].values()})
     config = compose(
-        "evaluate", [*same, *written(wanted["evaluation"]), f"inversion={folder}", f"protocols=[{','.join(protocols)}]"]
+        "evaluate",
+        [*same, *of_evaluation(run.config, row), f"inversion={folder}", f"protocols=[{','.join(protocols)}]"],
     )
     if not dist.broadcast_value(run.rank == 0 and is_measured(folder, config)):
         run_evaluation(config)

@@ -67,7 +67,7 @@ def test_every_node_of_a_row_fits_its_target(script, table, row):
     command = script.overrides(config, config["table"]["rows"][row])
     given = keywords_given_by("invert")
     assert not list(misfits(composed("invert", *command), given))
-    evaluation = composed("evaluate", *command, *script.written(config["table"]["evaluation"]))
+    evaluation = composed("evaluate", *command, *script.of_evaluation(config, config["table"]["rows"][row]))
     assert not list(misfits(evaluation, given))
     known = {(name, metric) for name, protocol in evaluation["protocol"].items() for metric in protocol["metrics"]}
     wanted = {(column["protocol"], column["metric"]) for column in config["table"]["columns"].values()}
