@@ -112,7 +112,7 @@ def make(row: Mapping[str, Any], folder: Path, run: Run) -> None:
     wanted = run.config["table"]
     same = [*overrides(run.config, row), f"run.device={run.config['run']['device']}", f"run.seed={run.seed}"]
     run_inversion(compose("invert", [*same, f"run.dir={folder}", f"limit={json.dumps(wanted['images'])}"]))
-    protocols = sorted({column["protocol"] for column in wanted["columns"].values()})
+    protocols = sorted({column["protocol"] for column in wanted["columns"].values()} | set(wanted.get("protocols", [])))
     config = compose(
         "evaluate",
         [*same, *of_evaluation(run.config, row), f"inversion={folder}", f"protocols=[{','.join(protocols)}]"],

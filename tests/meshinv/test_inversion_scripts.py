@@ -119,7 +119,14 @@ def evaluated(run, inverted) -> dict:
 def test_protocols_of_radiance_fields_are_measured_of_meshes(run, inverted, tmp_path):
     """Bootstrapped Radiance Field Inversion compares with MeshInversion by its own protocols."""
     wanted = "protocol=[mesh,nerfinv_input_view,nerfinv_novel_view,nerfinv_random_view]"
-    names = ["iou_gt", "nerfinv_input", "nerfinv_rotation", "nerfinv_random", "nerfinv_random_released", "nerfinv_novel"]
+    names = [
+        "iou_gt",
+        "nerfinv_input",
+        "nerfinv_rotation",
+        "nerfinv_random",
+        "nerfinv_random_released",
+        "nerfinv_novel",
+    ]
     where = [f"inversion={inverted}", f"run.dir={tmp_path}", RANDOM_SQUEEZENET]
     run("evaluate", wanted, *where, f"protocols=[{','.join(names)}]")
     found = json.loads((tmp_path / "result.json").read_text())["protocols"]
