@@ -83,7 +83,7 @@ def instruments(cfg: DictConfig) -> Instruments:
         perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
         reals=recipe(cfg.data, **cfg.reals),
         train=recipe(cfg.get("training_data", cfg.data), **cfg.trained_on),
-        truth=recipe(cfg.truth),
+        truth=recipe(cfg.get("true_shapes", cfg.truth)),
         solid=solid,
         grid=instantiate_trusted(cfg.grid),
     )

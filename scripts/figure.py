@@ -14,6 +14,7 @@ Writes <folder>/figure/<name>.pdf, .svg, .png, and .json with the points. Needs 
 
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def of_search(folder: Path) -> Points:
 def missing_rows(panel: Panel) -> list[str]:
     """What is written into the panel: the rows, of which the log says more."""
     rows = [line.partition(":")[0] for line in panel.missing]
-    return [f"not made: {', '.join(rows)}"] if rows else []
+    return textwrap.wrap(f"not made: {', '.join(rows)}", 50) if rows else []
 
 
 def points(panel: Panel) -> dict[str, Any]:

@@ -87,5 +87,8 @@ def _draw(panel: Panel, axis, colors: dict[str, str]) -> None:
     axis.grid(alpha=0.3)
     if panel.curves:
         axis.legend(fontsize=6)
+    else:
+        axis.set_xticks([])
+        axis.set_yticks([])
     if panel.missing:
         axis.text(0.02, 0.02, "\n".join(panel.missing), fontsize=6, color="0.4", transform=axis.transAxes)

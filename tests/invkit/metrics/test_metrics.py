@@ -18,7 +18,7 @@ from invkit.metrics.psnr import Psnr, psnr
 from invkit.metrics.registry import METRICS
 from invkit.metrics.rotation_deg import RotationDeg, rotation_deg
 from invkit.metrics.ssim import Ssim, ssim
-from invkit.metrics.voxels import voxelize
+from invkit.metrics.voxels import Grid, enclosed, voxelize
 from invkit.types import Estimate, Rendering, Views
 
 
@@ -321,3 +321,27 @@ def test_running_lpips_takes_the_name_and_the_values_of_its_network(rng):
     assert metric.name == "lpips-alex-0.1-random"
     expected = [float(network(parts[1].rgb[i : i + 1], parts[2].rgb[i : i + 1])) for i in range(2)]
     assert metric.compute() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_a_box_without_a_side_is_solid():
+    """Of a closed one the voxels are those of `voxelize`, and those that faces pass through."""
+    corners = torch.tensor([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=torch.float64)
+    corners = corners * torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (1, 5, 7, 3), (0, 2, 6, 4)]
+    faces = torch.tensor([triangle for a, b, c, d in quads for triangle in ((a, b, c), (a, c, d))])
+    grid = Grid(30, -1.0, 1.0)
+    closed = voxelize(corners[None], faces, 30, low=-1.0, high=1.0)[0]
+    for some in (faces, faces[2:], faces[:-2]):
+        found = enclosed([(corners, some)], grid)
+        assert bool((found | ~closed).all())
+        # Besides, one layer of voxels at most.
+        x, y, z = (found.any(dim=dims).sum().item() for dims in ((1, 2), (0, 2), (0, 1)))
+        a, b, c = (closed.any(dim=dims).sum().item() for dims in ((1, 2), (0, 2), (0, 1)))
+        assert 0 <= x - a <= 2
+        assert 0 <= y - b <= 2
+        assert 0 <= z - c <= 2
+        assert int(found.sum()) == x * y * z
+    lone = enclosed([(corners, faces[:2])], grid)  # a single side encloses nothing
+    assert int(lone.any(dim=2).any(dim=1).sum()) == 1
+    with pytest.raises(ValueError, match="larger grid"):
+        enclosed([(2 * corners, faces)], grid)
