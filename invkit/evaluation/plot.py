@@ -86,7 +86,7 @@ def _draw(panel: Panel, axis, colors: dict[str, str]) -> None:
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
     if panel.curves:
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, framealpha=0.5)
     else:
         axis.set_xticks([])
         axis.set_yticks([])
