@@ -136,6 +136,19 @@ def test_protocols_of_radiance_fields_are_measured_of_meshes(run, inverted, tmp_
     assert "single photograph of each object" in found["nerfinv_novel"]["not_measured"]["psnr"]
 
 
+def test_the_worst_images_are_drawn(run, inverted, tmp_path):
+    where = [f"inversion={inverted}", f"run.dir={tmp_path}", "protocols=[iou_input,masks_given]"]
+    run("evaluate", *where, "worst={count:1}")
+    protocols = json.loads((tmp_path / "result.json").read_text())["protocols"]
+    values = protocols["iou_input"]["metrics"]["iou"]["per_image"]
+    assert json.loads((tmp_path / "worst.json").read_text()) == {min(values, key=values.get): min(values.values())}
+    assert Image.open(tmp_path / "worst.png").size == (7 * 32, 32)
+    # These birds are searched with their own masks.
+    assert protocols["masks_given"]["metrics"]["iou"]["value"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="worst: psnr of iou_input was not measured"):
+        run("evaluate", *where, "worst={count:1,metric:psnr}")
+
+
 def test_evaluation_agrees_with_the_inversion(inverted, evaluated):
     inversion = json.loads((inverted / "result.json").read_text())
     protocols = evaluated["protocols"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from invkit.data.detections import DetectedPhotos
+from invkit.images import read_image
 from invkit.inversion.records import OK, UNPOSED, RecordStore
 from invkit.inversion.schedule import Stall
 from invkit.runtime import checkpoint
@@ -95,6 +96,28 @@ def test_places_are_those_of_another_training_set(data, generator, encoder, tmp_
     run("evaluate", [*overrides, f"inversion={tmp_path}", "protocols=[nerfinv_random_released]"], monkeypatch)
     assert asked
     assert all(name.startswith("car_imagenet/") for name in asked)
+
+
+def test_colors_of_reconstructions_are_exchanged(data, generator, encoder, tmp_path, monkeypatch, capsys):
+    experiment = CONFIGS / "experiment" / "nerfinv_invert_synthetic_birds.yaml"
+    overrides = overrides_of(experiment, data, generator, encoder)
+    run("invert", [*overrides, *BRIEF, f"run.dir={tmp_path}"], monkeypatch)
+    store = RecordStore(tmp_path / "records")
+    names = f"names=[{','.join(store.names()[:2])}]"
+    pictures = []
+    for more in ([], ["slots=2"]):
+        folder = tmp_path / f"transfers_{len(pictures)}"
+        where = [f"inversion={tmp_path}", f"run.dir={folder}", names, "glb=false"]
+        run("transfer", [*overrides, *where, *more], monkeypatch)
+        (picture,) = folder.glob("*.png")
+        pictures.append(read_image(picture))
+    assert all(picture.shape == (3, 64, 64) for picture in pictures)
+    # On the diagonal each is as it was found, whatever is exchanged.
+    own = [picture[:, :32, :32] for picture in pictures]
+    assert (own[0] - own[1]).abs().max() < 0.01
+    with pytest.raises(SystemExit):
+        run("transfer", [*overrides, f"inversion={tmp_path}", names, "slots=40"], monkeypatch)
+    assert "slots=40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", sorted(path.stem for path in CONFIGS.glob("objective/nerfinv*.yaml")))

@@ -1,6 +1,8 @@
 """Metrics against scikit-image, loops in plain Python, analytic solids, trimesh and published numbers."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invkit.features.lpips import LPIPS
 from invkit.features.weights import RANDOM
+from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.metrics.iou import Iou, iou
 from invkit.metrics.iou3d import Iou3d, iou3d
 from invkit.metrics.lpips import Lpips
 from invkit.metrics.psnr import Psnr, psnr
 from invkit.metrics.registry import METRICS
-from invkit.metrics.rotation_deg import RotationDeg, rotation_deg
+from invkit.metrics.rotation_deg import ANGLES, RotationDeg, azimuth_deg, elevation_deg, rotation_deg
 from invkit.metrics.ssim import Ssim, ssim
 from invkit.metrics.voxels import Grid, enclosed, voxelize
 from invkit.types import Estimate, Rendering, Views
@@ -272,11 +275,13 @@ MEANS = {
         lambda estimate, target: estimate.scene, lambda target: target.mask[:, :, :8, :8].reshape(-1, 4, 4, 4) > 0.5
     ),
     "rotation_deg": RotationDeg,
+    "azimuth_deg": partial(RotationDeg, "azimuth_deg"),
+    "elevation_deg": partial(RotationDeg, "elevation_deg"),
 }
 
 
 def test_every_column_has_a_metric():
-    assert set(METRICS) == {"psnr", "ssim", "ssim-range2", "lpips", "iou", "iou3d", "rotation_deg", "fid", "kid"}
+    assert set(METRICS) == {"psnr", "ssim", "ssim-range2", "lpips", "iou", "iou3d", *ANGLES, "fid", "kid"}
     assert all(make().name == name for name, make in MEANS.items())
 
 
@@ -345,3 +350,22 @@ def test_a_box_without_a_side_is_solid():
     assert int(lone.any(dim=2).any(dim=1).sum()) == 1
     with pytest.raises(ValueError, match="larger grid"):
         enclosed([(2 * corners, faces)], grid)
+
+
+def test_azimuth_and_elevation_errors_are_those_of_where_the_cameras_stand():
+    def looking_from(azimuth: float, elevation: float) -> Camera:
+        """A level camera there that looks at the origin: its axes right, down, ahead as rows."""
+        a, e = np.radians([azimuth, elevation])
+        ahead = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+        right = np.cross(ahead, [0, 0, 1])
+        right /= np.linalg.norm(right)
+        x, y, z, w = Rotation.from_matrix(np.stack([right, np.cross(ahead, right), ahead])).as_quat()
+        return Camera.from_cmr(torch.tensor([[0.5, 0, 0, w, x, y, z]]))
+
+    first, second = looking_from(170, 20), looking_from(-175, -12)
+    assert azimuth_deg(first, second).item() == pytest.approx(15, abs=1e-3)
+    assert elevation_deg(first, second).item() == pytest.approx(32, abs=1e-3)
+    assert azimuth_deg(first, first).item() == pytest.approx(0, abs=1e-3)
+    rolled = replace(first, quat=rotation.multiply(torch.tensor([[0.8, 0, 0, 0.6]]), first.quat))
+    assert azimuth_deg(rolled, first).item() == pytest.approx(0, abs=1e-3)
+    assert elevation_deg(rolled, first).item() == pytest.approx(0, abs=1e-3)
