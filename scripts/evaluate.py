@@ -47,6 +47,8 @@ WORST = {"count": 16, "protocol": "iou_input", "metric": "iou", "higher_is_bette
 def evaluate(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         protocols = chosen(cfg)
+        if cfg.worst is not None and not (isinstance(cfg.worst, Mapping) and set(cfg.worst) <= set(WORST)):
+            raise ValueError(f"worst={cfg.worst}: give some of {', '.join(WORST)}, such as worst={{count:16}}")
         store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         if not len(store):
             raise ValueError(

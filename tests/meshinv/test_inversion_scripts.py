@@ -147,6 +147,8 @@ def test_the_worst_images_are_drawn(run, inverted, tmp_path):
     assert protocols["masks_given"]["metrics"]["iou"]["value"] == pytest.approx(1.0)
     with pytest.raises(ValueError, match="worst: psnr of iou_input was not measured"):
         run("evaluate", *where, "worst={count:1,metric:psnr}")
+    with pytest.raises(ValueError, match="worst=5: give some of count"):
+        run("evaluate", *where, "worst=5")
 
 
 def test_evaluation_agrees_with_the_inversion(inverted, evaluated):
