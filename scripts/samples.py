@@ -33,10 +33,12 @@ from invkit.geometry.camera import Camera
 from invkit.images import grid, resize_bilinear, to_uint8, write_png
 from invkit.runtime.run import Run, instantiate_trusted, main
 from meshinv.export import models, with_texture_of
+from meshinv.generator import Generator as MeshGenerator
 from meshinv.prior import truncated_normal
 from meshinv.tasks.gan import GanTask
 from meshinv.tasks.pictures import from_all_sides
 from nerfinv.export import NoSurface, model
+from nerfinv.generator.generator import Generator as FieldGenerator
 from nerfinv.manipulation import all_pairs, path
 from nerfinv.prior import FieldPrior
 from nerfinv.renderers.volume import VolumeRenderer
@@ -50,6 +52,7 @@ def samples(cfg: DictConfig) -> None:
         if run.rank != 0:
             return
         of_meshes = cfg.task["_target_"].startswith("meshinv.")
+        check_generator(cfg, MeshGenerator if of_meshes else FieldGenerator)
         if cfg.measure:
             run.result((distances_of_meshes if of_meshes else distances_of_fields)(cfg, run))
         (draw_meshes if of_meshes else draw_fields)(cfg, run)
@@ -184,6 +187,18 @@ def truncation(cfg: DictConfig) -> float:
 
 
 # ---- Both ------------------------------------------------------------------------------------------------------------
+
+
+def check_generator(cfg: DictConfig, kind: type) -> None:
+    """
+    Raises:
+        ValueError: the network is not of the experiment's method.
+    """
+    if not isinstance(instantiate_trusted(cfg.prior.generator), kind):
+        raise ValueError(
+            f"prior.generator.path={cfg.prior.generator.path} has no {kind.__module__}.{kind.__name__}, which the "
+            "experiment trains: give a network of its method"
+        )
 
 
 def quality_of(cfg: DictConfig) -> Any:

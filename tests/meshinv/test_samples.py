@@ -113,5 +113,13 @@ def test_nothing_to_measure_with_is_said(world, tmp_path, monkeypatch):
         run("samples", overrides(world, tmp_path, "measure=true", "task.quality=null"), monkeypatch)
 
 
+def test_a_network_of_the_other_method_is_refused(world, tmp_path, monkeypatch, capsys):
+    other = "prior.generator.path=nerfinv/checkpoints/synthetic_birds.pt"
+    with pytest.raises(SystemExit) as refused:
+        run("samples", overrides(world, tmp_path, other), monkeypatch)
+    assert refused.value.code == 2
+    assert "give a network of its method" in capsys.readouterr().err
+
+
 def test_names_are_compared_without_the_suffixes_of_files():
     assert [stem(name) for name in ("a/b.JPEG", "a/b", "a/b.c")] == ["a/b", "a/b", "a/b.c"]
