@@ -2,6 +2,7 @@
 
     python scripts/evaluate.py experiment=meshinv_invert_synthetic
     python scripts/evaluate.py experiment=meshinv_invert_synthetic protocols=[iou_gt,fid10_true]
+    python scripts/evaluate.py experiment=meshinv_invert_synthetic worst={count:16}    # a sheet of the worst
     torchrun --nproc_per_node=4 scripts/evaluate.py experiment=meshinv_invert_cub reals.split=testval
 
 Prints a table and writes result.json to <inversion>/evaluation, after every protocol. The protocols are in
@@ -10,33 +11,45 @@ with the reason; the rest is measured all the same.
 If the inversion has a page (<inversion>/index.html), the numbers are added to it.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from invkit.data.dataset import ImageSet
 from invkit.evaluation.boxes import BoxedRecords
-from invkit.evaluation.evaluator import measure, statuses
+from invkit.evaluation.evaluator import contact_sheet, measure, render, statuses
 from invkit.evaluation.instruments import Instruments
 from invkit.evaluation.page import read
 from invkit.evaluation.protocol import EvaluationProtocol
 from invkit.evaluation.viewer import write_page
 from invkit.evaluation.viewpoints import Frame
+from invkit.images import write_png
 from invkit.inversion.records import RecordStore
 from invkit.metrics.voxels import Grid
+from invkit.protocols import Prior, Renderer
+from invkit.runtime.files import written_aside
 from invkit.runtime.run import Run, instantiate_trusted, main
+from invkit.types import Guess
 from meshinv.solid import solid as mesh_solid
 from nerfinv.field import RadianceField
 from nerfinv.solid import solid as field_solid
+
+WORST = {"count": 16, "protocol": "iou_input", "metric": "iou", "higher_is_better": True}
+"""What `worst` says if it does not say otherwise."""
 
 
 @main(config_name="evaluate")
 def evaluate(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         protocols = chosen(cfg)
+        if cfg.worst is not None and not (isinstance(cfg.worst, Mapping) and set(cfg.worst) <= set(WORST)):
+            raise ValueError(f"worst={cfg.worst}: give some of {', '.join(WORST)}, such as worst={{count:16}}")
         store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         if not len(store):
             raise ValueError(
@@ -56,6 +69,8 @@ def evaluate(cfg: DictConfig) -> None:
             run.result(result)
         result["protocols"] = {name: result["protocols"][name] for name in protocols}
         run.result(result)
+        if run.rank == 0 and cfg.worst is not None:
+            draw_worst({**WORST, **cfg.worst}, result, prior, renderer, dataset, store, run)
         if run.rank == 0 and cfg.page:
             show(Path(cfg.inversion), result["protocols"], single_file=cfg.single_file)
         if run.rank == 0:
@@ -90,11 +105,41 @@ def instruments(cfg: DictConfig) -> Instruments:
         networks={name: recipe(node) for name, node in cfg.networks.items()},
         perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
         reals=recipe(cfg.data, **boxed(cfg), **cfg.reals),
-        train=recipe(cfg.data, **boxed(cfg), **cfg.trained_on),
-        truth=recipe(cfg.truth),
+        train=recipe(cfg.get("training_data", cfg.data), **boxed(cfg), **cfg.trained_on),
+        truth=recipe(cfg.get("true_shapes", cfg.truth)),
         solid=solid,
         grid=instantiate_trusted(cfg.grid),
     )
+
+
+def draw_worst(
+    worst: Mapping[str, Any],
+    result: Mapping[str, Any],
+    prior: Prior,
+    renderer: Renderer,
+    dataset: ImageSet,
+    store: RecordStore,
+    run: Run,
+) -> None:
+    """Draw the images with the worst numbers, the very worst first, and write their names and numbers beside.
+
+    Raises:
+        ValueError: that has not been measured, or has no number for each image.
+    """
+    values = result["protocols"].get(worst["protocol"], {"metrics": {}})["metrics"].get(worst["metric"], {})
+    if not values.get("per_image"):
+        raise ValueError(f"worst: {worst['metric']} of {worst['protocol']} was not measured image by image")
+    names = sorted(values["per_image"], key=values["per_image"].get, reverse=not worst["higher_is_better"])
+    names = names[: worst["count"]]
+    position = {name: index for index, name in enumerate(dataset.names)}
+    views = dataset.batch([position[name] for name in names]).to(run.device)
+    with torch.no_grad():
+        found = Guess.cat([store.read(name).found for name in names]).to(run.device)
+        sheet = contact_sheet(views, render(found, prior, renderer), renderer)
+    write_png(run.dir / "worst.png", sheet.cpu())
+    with written_aside(run.dir / "worst.json") as aside:
+        aside.write_text(json.dumps({name: values["per_image"][name] for name in names}, indent=2) + "\n")
+    run.log.message(f"the {len(names)} worst: {run.dir / 'worst.png'}")
 
 
 def solid(scene: Any, frame: Frame, grid: Grid) -> Tensor:

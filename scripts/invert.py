@@ -79,7 +79,9 @@ def photographs(cfg: DictConfig, **settings: Any) -> ImageSet:
     """
     dataset = instantiate_trusted(cfg.data, **settings)
     if cfg.released:
-        dataset = released_sample(dataset, instantiate_trusted(cfg.data, **{**cfg.trained_on, **settings}))
+        dataset = released_sample(
+            dataset, instantiate_trusted(cfg.get("training_data", cfg.data), **{**cfg.trained_on, **settings})
+        )
     return chosen(dataset, cfg.names, cfg.limit)
 
 

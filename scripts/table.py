@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=4 scripts/table.py table=meshinv_table1_cub
     python scripts/table.py runs='runs/sweep/*'            # runs nothing: the numbers of existing runs
     python scripts/table.py table=meshinv_table4_synthetic magnitudes=16
+    python scripts/table.py table=nerfinv_table1_cub dry_run=true      # says what would run, and what is missing for it
 
 Writes table.md, table.tex and table.json to runs/<table>. The run of each row is below that folder: scripts/invert.py
 and then scripts/evaluate.py with the overrides of the row. Run the same command again to resume; finished rows are
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from doctor import missing
 from evaluate import evaluate
 from hydra import compose
 from hydra.errors import HydraException
@@ -29,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from invkit.evaluation.report import Column, Row, Table, name_of
 from invkit.inversion.inverter import Inverter
+from invkit.inversion.schedule import MESHINVERSION_STAGES
 from invkit.runtime import dist
 from invkit.runtime.files import written_aside
 from invkit.runtime.run import LAST_CONFIG, Run, differences, instantiate_trusted, main
@@ -45,6 +48,9 @@ MISTAKES = (ValueError, FileNotFoundError, OmegaConfBaseException, HydraExceptio
 
 @main(config_name="table")
 def table(cfg: DictConfig) -> None:
+    if cfg.dry_run:
+        print("\n".join(dry_run(OmegaConf.to_container(cfg, resolve=True))))
+        return
     with Run(cfg, frozen=False) as run:
         wanted = run.config["table"]
         if cfg.magnitudes is not None:
@@ -73,10 +79,21 @@ def runnable(wanted: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overrides(config: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """The command line of a row, for scripts/invert.py and scripts/evaluate.py alike."""
+    """The command line of a row, for scripts/invert.py and scripts/evaluate.py alike.
+
+    A row with an experiment of its own, as another method has, does not share the overrides of the other rows.
+    """
     wanted = config["table"]
-    shared = [f"experiment={wanted['experiment']}", *written(wanted["overrides"])]
+    if "experiment" in row:
+        shared = [f"experiment={row['experiment']}"]
+    else:
+        shared = [f"experiment={wanted['experiment']}", *written(wanted["overrides"])]
     return [*shared, *written(row["overrides"]), *config["overrides"]]
+
+
+def of_evaluation(config: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """What scripts/evaluate.py is given beside; a row with an experiment of its own says that itself."""
+    return written(row.get("evaluation", {} if "experiment" in row else config["table"]["evaluation"]))
 
 
 def written(settings: Mapping[str, Any]) -> list[str]:
@@ -101,9 +118,10 @@ def make(row: Mapping[str, Any], folder: Path, run: Run) -> None:
     wanted = run.config["table"]
     same = [*overrides(run.config, row), f"run.device={run.config['run']['device']}", f"run.seed={run.seed}"]
     run_inversion(compose("invert", [*same, f"run.dir={folder}", f"limit={json.dumps(wanted['images'])}"]))
-    protocols = sorted({column["protocol"] for column in wanted["columns"].values()})
+    protocols = sorted({column["protocol"] for column in wanted["columns"].values()} | set(wanted.get("protocols", [])))
     config = compose(
-        "evaluate", [*same, *written(wanted["evaluation"]), f"inversion={folder}", f"protocols=[{','.join(protocols)}]"]
+        "evaluate",
+        [*same, *of_evaluation(run.config, row), f"inversion={folder}", f"protocols=[{','.join(protocols)}]"],
     )
     if not dist.broadcast_value(run.rank == 0 and is_measured(folder, config)):
         run_evaluation(config)
@@ -119,6 +137,51 @@ def is_measured(folder: Path, config: DictConfig) -> bool:
     newest = max((path.stat().st_mtime for path in (folder / "records").glob("*.pt")), default=0.0)
     is_whole = set(config.protocols) <= read(result)["protocols"].keys()
     return is_whole and newest <= result.stat().st_mtime
+
+
+def dry_run(config: Mapping[str, Any]) -> Iterator[str]:
+    """In words, what the rows would run, and what of it is not here; nothing is run or written."""
+    wanted = config["table"]
+    ours = runnable(wanted)
+    quoted = [row for row in wanted["rows"] if row not in ours]
+    yield f"{wanted['title']}: {len(ours)} rows to run" + (
+        f", {len(quoted)} quoted ({', '.join(quoted)})" if quoted else ""
+    )
+    for name, row in ours.items():
+        line = overrides(config, row)
+        yield f"{name}: python scripts/invert.py {shlex.join(line)}"
+        yield f"    then scripts/evaluate.py {shlex.join(of_evaluation(config, row))}".rstrip()
+        try:
+            search = OmegaConf.to_container(compose("invert", line), resolve=True)
+            evaluation = OmegaConf.to_container(compose("evaluate", [*line, *of_evaluation(config, row)]), resolve=True)
+            yield f"    {size_of(search, wanted['images'])}"
+            needed = {key: search.get(key) for key in ("prior", "data", "training_data", "inverter")}
+            absent = dict(missing(needed, {}))
+            networks = {column["metric"].partition("@")[2] for column in wanted["columns"].values()} - {""}
+            measuring = {name: node for name, node in evaluation["networks"].items() if name in networks}
+            unmeasured = dict(missing(measuring, {}))
+        except MISTAKES as error:
+            yield f"    does not compose: {error}"
+            continue
+        yield f"    missing: {', '.join(absent)}" if absent else "    everything is here for the search"
+        if unmeasured:
+            yield f"    not measured without {', '.join(unmeasured)}"
+
+
+def size_of(search: Mapping[str, Any], images: int | None) -> str:
+    """How many images and steps a search has, as far as that can be told."""
+    node = search["inverter"].get("stages")
+    if isinstance(node, list):
+        stages = [instantiate_trusted(stage) for stage in node]
+    else:
+        stages = MESHINVERSION_STAGES if node is None else instantiate_trusted(node)
+    steps = sum(stage.steps for stage in stages)
+    try:
+        count = len(instantiate_trusted(search["data"]))
+        count = count if images is None else min(count, images)
+    except (FileNotFoundError, ValueError):
+        count = "an unknown number of" if images is None else images
+    return f"{count} images, {steps} steps each"
 
 
 # ---- From results to a table -----------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from meshinv.mesh import UVMaps
 from meshinv.pseudo_truth import CameraCorrections, write_metadata, write_pseudo_truth
 from meshinv.tasks.gan import GanTask
 from meshinv.template import mirror_maps
-from tests.invkit.data import test_pascal3d
+from tests.invkit.data import test_cad, test_pascal3d
 from tests.test_configs import CONFIGS, EXPERIMENTS, SCRIPTS, command, composed
 
 BIRDS = 4
@@ -59,6 +59,7 @@ def cars(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("cars")
     for split in ("train", "val"):
         test_pascal3d.write(root, split)
+    test_cad.write(root)
     return root
 
 
@@ -292,10 +293,11 @@ def search(prior: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("experiment", training("invert"), ids=lambda path: path.stem)
-def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds, prior, tmp_path, monkeypatch):
+def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds, cars, prior, tmp_path, monkeypatch):
     _, overrides = command(experiment)
     overrides = [override for override in overrides if not override.startswith("limit=")]
-    shared = [*overrides, f"data.root={birds}", "run.device=cpu", *search(prior)]
+    are_cars = "p3d" in experiment.stem
+    shared = [*overrides, f"data.root={cars if are_cars else birds}", "run.device=cpu", *search(prior)]
     if "feature" in composed(experiment)["inverter"]["objective"]["terms"]:
         shared.append("inverter.objective.terms.feature.function.appearance.network.weights=random")
     folder = tmp_path / "run"
@@ -305,13 +307,18 @@ def test_inversion_runs_two_steps_and_is_measured_and_exported(experiment, birds
     assert result["count"] == 2
     assert 0 < result["iou_after"] <= 1
     assert (folder / "images" / "reconstructions.png").is_file()
-    run("evaluate", [*shared, f"inversion={folder}", "protocols=[iou_input]"], monkeypatch)
-    measured = json.loads((folder / "evaluation" / "result.json").read_text())["protocols"]["iou_input"]
-    assert measured["metrics"]["iou"]["value"] == pytest.approx(result["iou_after"], abs=1e-6)
+    names = ["iou_input", *(["iou3d_as_found", "novel_views_aligned"] if are_cars else [])]
+    run("evaluate", [*shared, f"inversion={folder}", f"protocols=[{','.join(names)}]"], monkeypatch)
+    protocols = json.loads((folder / "evaluation" / "result.json").read_text())["protocols"]
+    assert protocols["iou_input"]["metrics"]["iou"]["value"] == pytest.approx(result["iou_after"], abs=1e-6)
+    if are_cars:  # against their CAD models, of which there are no pictures
+        assert 0 < protocols["iou3d_as_found"]["metrics"]["iou3d"]["value"] < 1
+        assert "no further views" in protocols["novel_views_aligned"]["not_measured"]["psnr"]
     run("export", [*shared, f"inversion={folder}"], monkeypatch)
     models = list((folder / "meshes").glob("*.glb"))
     assert len(models) == 2
-    assert all(trimesh.load(model, force="mesh").faces.shape == (960, 3) for model in models)
+    faces = 1920 if are_cars else 960  # of 31 and of 16 rings
+    assert all(trimesh.load(model, force="mesh").faces.shape == (faces, 3) for model in models)
 
 
 def test_the_demo_puts_both_methods_on_one_page(prior, tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ ROOMS = {
     "inversion": ({"schedule"}, {"search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
     "photographs": ({"silhouette"}, {"panel"}, {"reconstruction"}),
     "evaluation": (
-        {"viewpoints", "report"},
+        {"viewpoints", "report", "plot"},
         {"protocol", "page", "boxes"},
         {"instruments", "viewer"},
         {"measurement"},
@@ -65,7 +65,7 @@ METHOD = (
     {"manipulation"},
     {"task", "tasks", "export", "solid", "compat", "compat_encoder"},
 )
-MET_IN = {"kaolin": None, "cv2": {"nerfinv/pnp.py", "invkit/data/cutout.py"}, "wandb": None}
+MET_IN = {"kaolin": None, "cv2": {"nerfinv/pnp.py", "invkit/data/cutout.py"}, "wandb": None, "matplotlib": None}
 """Heavy libraries, and the files that meet them; None is any one file."""
 MOST_LINES = 380
 SAY_NOTHING = {"utils", "helpers", "common", "misc", "base", "core", "manager", "wrapper"}

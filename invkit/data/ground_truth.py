@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,6 +18,24 @@ from invkit.geometry.camera import Camera
 from invkit.types import Views
 
 
+@runtime_checkable
+class Truth(Protocol):
+    """True objects, by the names of the images that show them.
+
+    closed: whether the surfaces are closed, so that they have an inside.
+    has_views: whether there are further views.
+    """
+
+    closed: ClassVar[bool]
+    has_views: ClassVar[bool]
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def views(self, name: str) -> Views: ...
+
+    def parts(self, name: str) -> list[tuple[Float[Tensor, "_ 3"], Int[Tensor, "_ 3"]]]: ...
+
+
 class GroundTruth:
     """The ground truth beside a data set, by the names of its images.
 
@@ -26,6 +45,9 @@ class GroundTruth:
     Raises:
         FileNotFoundError: the data set has none.
     """
+
+    closed: ClassVar[bool] = True
+    has_views: ClassVar[bool] = True
 
     def __init__(self, root: str | Path) -> None:
         self.folder = Path(root) / "ground_truth"

@@ -201,6 +201,11 @@ class _Batch:
             self._known[id(source)] = self._read(position.__contains__, lambda name: source[position[name]])
         return self._known[id(source)]
 
+    def given_masks(self, places: Sequence[int]) -> Rendering:
+        """The photographs with the masks that were given to the search, as if they had been rendered."""
+        views = self.photographs(annotated=False).of(places, 0)
+        return Rendering(views.rgb, views.mask)
+
     def novel(self) -> _Partners:
         """The further views of the images that have ground truth."""
         truth = self.resources.get("truth")
@@ -280,9 +285,11 @@ def _look(batch: _Batch, prior: Prior, renderer: Renderer, measurements: Sequenc
             if not rows:
                 continue
             # Protocols with the same background are shown the same tensors, which networks then see once.
-            key = (protocol.background, protocol.eight_bit, *rows)
+            key = (protocol.given, protocol.background, protocol.eight_bit, *rows)
             if key not in pictures:
-                pictures[key] = protocol.shown(image[rows])
+                pictures[key] = protocol.shown(
+                    batch.given_masks([places[row] for row in rows]) if protocol.given else image[rows]
+                )
             picture = pictures[key]
             if protocol.unpaired:
                 index = torch.tensor([batch.indices[places[row]] for row in rows])

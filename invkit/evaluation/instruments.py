@@ -9,14 +9,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet
-from invkit.data.ground_truth import GroundTruth
+from invkit.data.ground_truth import Truth
 from invkit.evaluation.protocol import SET_DISTANCES, EvaluationProtocol
 from invkit.evaluation.viewpoints import Frame, Others, Viewpoints
 from invkit.features.frozen import Features
 from invkit.features.lpips import LPIPS
 from invkit.features.recent import Recent
 from invkit.metrics.reals import Reals
-from invkit.metrics.voxels import Grid, union
+from invkit.metrics.voxels import Grid, enclosed, union
 from invkit.runtime import dist
 
 
@@ -40,7 +40,7 @@ class Instruments:
     perceptual: Mapping[str, Callable[[], LPIPS]] = field(default_factory=dict)
     reals: Callable[[], ImageSet] | None = None
     train: Callable[[], ImageSet] | None = None
-    truth: Callable[[], GroundTruth] | None = None
+    truth: Callable[[], Truth] | None = None
     solid: Callable[[Any, Frame, Grid], Bool[Tensor, "B X Y Z"]] | None = None
     grid: Grid = field(default_factory=Grid)
 
@@ -116,7 +116,8 @@ class Resources:
     def true_solid(self, name: str) -> Bool[Tensor, "X Y Z"]:
         """The solid that ground truth gives to the object of an image."""
         if name not in self._solids:
-            self._solids[name] = union(self.get("truth").parts(name), self.grid)
+            truth = self.get("truth")
+            self._solids[name] = (union if truth.closed else enclosed)(truth.parts(name), self.grid)
         return self._solids[name]
 
 

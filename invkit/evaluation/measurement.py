@@ -47,8 +47,8 @@ class Measurement:
         """Make the metrics; what one of them lacks becomes the reason why it is not measured."""
         for label, make in self._recipes():
             try:
-                if self.protocol.viewpoints.of_truth:
-                    self.resources.get("truth")
+                if self.protocol.viewpoints.of_truth and not self.resources.get("truth").has_views:
+                    raise ValueError("the ground truth has shapes, but no further views")
                 if isinstance(self.protocol.viewpoints, Others):
                     self.resources.partners(self.protocol.viewpoints, self.dataset)
                 self._metrics[label] = make()

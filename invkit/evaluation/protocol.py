@@ -32,6 +32,7 @@ class EvaluationProtocol:
         eight_bit: clamp and truncate the renderings to 256 values, as the released code does when it writes PNGs.
         annotated: compare with annotated masks and cameras only, where the data set has others too; an image that has
             none is not measured. False: with those that were given to the inversion.
+        given: measure the masks that were given to the inversion, and no reconstruction: IoU with annotated ones.
         first_guess: measure where the search began.
         steps: measure what had been found after so many steps; the inverter must have kept it (`snapshots`).
         unpaired: compare with the set of real photographs (`Instruments.reals`) and not with the partner of each
@@ -50,6 +51,7 @@ class EvaluationProtocol:
     background: float | None = 1.0
     eight_bit: bool = False
     annotated: bool = False
+    given: bool = False
     first_guess: bool = False
     steps: int | None = None
     unpaired: bool = False
@@ -69,6 +71,8 @@ class EvaluationProtocol:
             raise ValueError("a file of statistics serves FID with unpaired=true, and nothing else")
         if self.first_guess and self.steps is not None:
             raise ValueError("first_guess=true and steps: say one of them")
+        if self.given and (set(self.metrics) != {"iou"} or not self.viewpoints.paired or not self.annotated):
+            raise ValueError("given=true measures IoU with annotated masks (annotated=true), and nothing else")
         azimuths = self.viewpoints.degrees if isinstance(self.viewpoints, Ring) else []
         if absent := [degrees for degrees in self.without if degrees not in azimuths]:
             raise ValueError(f"without={absent}: {self.viewpoints} has no such azimuths")

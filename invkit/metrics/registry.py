@@ -21,6 +21,8 @@ METRICS: Mapping[str, Callable[..., Metric]] = {
     "iou": Iou,
     "iou3d": Iou3d,
     "rotation_deg": RotationDeg,
+    "azimuth_deg": partial(RotationDeg, "azimuth_deg"),
+    "elevation_deg": partial(RotationDeg, "elevation_deg"),
     "fid": Fid,
     "kid": Kid,
 }

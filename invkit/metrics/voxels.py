@@ -1,7 +1,8 @@
-"""The inside of a closed triangle mesh as a grid of voxels.
+"""The inside of a triangle mesh as a grid of voxels.
 
-A voxel is inside if a ray from its center along z crosses the surface an odd number of times. All columns of voxels
-and all faces are treated at once, and where a ray meets an edge or a corner exactly one of the faces there counts.
+Of a closed mesh, a voxel is inside if a ray from its center along z crosses the surface an odd number of times. All
+columns of voxels and all faces are treated at once, and where a ray meets an edge or a corner exactly one of the faces
+there counts. Of other meshes, inside is what lies between faces (`enclosed`).
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,50 @@ def union(parts: Sequence[tuple[Float[Tensor, "_ 3"], Int[Tensor, "_ 3"]]], grid
         raise ValueError("a solid needs at least one mesh")
     filled = [voxelize(vertices[None], faces, grid.size, low=grid.low, high=grid.high)[0] for vertices, faces in parts]
     return torch.stack(filled).any(dim=0)
+
+
+def enclosed(parts: Sequence[tuple[Float[Tensor, "_ 3"], Int[Tensor, "_ 3"]]], grid: Grid) -> Bool[Tensor, "X Y Z"]:
+    """The solid that meshes (vertices, faces) surround which need not be closed, such as CAD models for pictures.
+
+    A voxel belongs to it if a face passes through it, or if it lies between two such voxels along two of the three
+    axes at least: models without an underside are solid too.
+
+    Raises:
+        ValueError: there are no meshes, or one of them leaves the grid, where it would be cut off.
+    """
+    if not parts:
+        raise ValueError("a solid needs at least one mesh")
+    reach = max(float(vertices.abs().max()) for vertices, _ in parts)
+    if reach > min(-grid.low, grid.high):
+        raise ValueError(
+            f"a model reaches {reach:.2f} from the origin, beyond the grid: give a larger grid.low and .high"
+        )
+    step = (grid.high - grid.low) / grid.size
+    shell = torch.zeros((grid.size,) * 3, dtype=torch.bool, device=parts[0][0].device)
+    for vertices, faces in parts:
+        voxel = ((_samples(vertices.double()[faces], step / 2) - grid.low) / step).long().clamp(0, grid.size - 1)
+        shell[tuple(voxel.T)] = True
+    between = torch.zeros_like(shell, dtype=torch.uint8)
+    for axis in range(3):
+        before, after = shell.cummax(dim=axis).values, shell.flip(axis).cummax(dim=axis).values.flip(axis)
+        between += before & after
+    return shell | (between >= 2)
+
+
+def _samples(corners: Float[Tensor, "F 3 3"], spacing: float) -> Float[Tensor, "N 3"]:
+    """Points on triangles, no farther from each other along the edges than that."""
+    longest = (corners - corners.roll(-1, dims=1)).norm(dim=2).amax(dim=1)
+    pieces = (longest / spacing).ceil().clamp(min=1).long()
+    # Few numbers of pieces, each a power of two, so that many faces are sampled at once.
+    pieces = 2 ** (pieces.double().log2().ceil().long())
+    found = []
+    for count in pieces.unique().tolist():
+        first, second = torch.meshgrid(*[torch.arange(count + 1, dtype=corners.dtype) / count] * 2, indexing="ij")
+        inside = first + second <= 1 + 0.5 / count
+        weights = torch.stack([first, second, 1 - first - second], dim=-1)[inside].to(corners.device)
+        chosen = corners[pieces == count]
+        found += [(weights @ part).reshape(-1, 3) for part in chosen.split(max(1, _MAX_PAIRS // len(weights)))]
+    return torch.cat(found)
 
 
 def voxelize(

@@ -116,6 +116,41 @@ def evaluated(run, inverted) -> dict:
     return json.loads((inverted / "evaluation" / "result.json").read_text())
 
 
+def test_protocols_of_radiance_fields_are_measured_of_meshes(run, inverted, tmp_path):
+    """Bootstrapped Radiance Field Inversion compares with MeshInversion by its own protocols."""
+    wanted = "protocol=[mesh,nerfinv_input_view,nerfinv_novel_view,nerfinv_random_view]"
+    names = [
+        "iou_gt",
+        "nerfinv_input",
+        "nerfinv_rotation",
+        "nerfinv_random",
+        "nerfinv_random_released",
+        "nerfinv_novel",
+    ]
+    where = [f"inversion={inverted}", f"run.dir={tmp_path}", RANDOM_SQUEEZENET]
+    run("evaluate", wanted, *where, f"protocols=[{','.join(names)}]")
+    found = json.loads((tmp_path / "result.json").read_text())["protocols"]
+    assert 0 < found["nerfinv_input"]["metrics"]["iou"]["value"] < 1
+    assert found["nerfinv_input"]["protocol"]["background"] == 0.0
+    assert f"fid@{FID_NETWORK}" in found["nerfinv_random_released"]["metrics"]
+    assert "single photograph of each object" in found["nerfinv_novel"]["not_measured"]["psnr"]
+
+
+def test_the_worst_images_are_drawn(run, inverted, tmp_path):
+    where = [f"inversion={inverted}", f"run.dir={tmp_path}", "protocols=[iou_input,masks_given]"]
+    run("evaluate", *where, "worst={count:1}")
+    protocols = json.loads((tmp_path / "result.json").read_text())["protocols"]
+    values = protocols["iou_input"]["metrics"]["iou"]["per_image"]
+    assert json.loads((tmp_path / "worst.json").read_text()) == {min(values, key=values.get): min(values.values())}
+    assert Image.open(tmp_path / "worst.png").size == (7 * 32, 32)
+    # These birds are searched with their own masks.
+    assert protocols["masks_given"]["metrics"]["iou"]["value"] == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="worst: psnr of iou_input was not measured"):
+        run("evaluate", *where, "worst={count:1,metric:psnr}")
+    with pytest.raises(ValueError, match="worst=5: give some of count"):
+        run("evaluate", *where, "worst=5")
+
+
 def test_evaluation_agrees_with_the_inversion(inverted, evaluated):
     inversion = json.loads((inverted / "result.json").read_text())
     protocols = evaluated["protocols"]

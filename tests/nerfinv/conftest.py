@@ -27,7 +27,7 @@ def data(tmp_path_factory) -> dict[str, Path]:
     return {
         "p3d_car": root / "pascal3d",
         "carla": root / "carla",
-        "imagenet_car": root / "imagenet",
+        **dict.fromkeys(("imagenet_car", "p3d_car_imagenet"), root / "imagenet"),
         **dict.fromkeys(("shapenet_cars", "synthetic_cars"), root / "cars"),
         "shapenet_chairs": root / "chairs",
         **dict.fromkeys(("cub", "cub_subset", "synthetic_birds"), root / "birds"),

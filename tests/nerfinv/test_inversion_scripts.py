@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from invkit.data.detections import DetectedPhotos
+from invkit.images import read_image
 from invkit.inversion.records import OK, UNPOSED, RecordStore
 from invkit.inversion.schedule import Stall
 from invkit.runtime import checkpoint
@@ -42,7 +44,9 @@ def overrides_of(experiment: Path, data: dict[str, Path], generator: Path, encod
     shared += [*roots(said["data"], root, "data"), *PICTURES, "data.size=32", "run.device=cpu"]
     focals = said["inverter"]["init"]["poses"]["focals"]
     if focals and focals["data"] != said["data"]:  # else it is the same by reference
-        shared += roots(focals["data"], root, "inverter.init.poses.focals.data")
+        places = data["p3d_car"] if "training_data" in said else root
+        shared += roots(focals["data"], places, "inverter.init.poses.focals.data")
+        shared += roots(said.get("training_data"), places, "training_data")
     shared += [f"prior.generator.path={generator}", f"inverter.init.encoder.path={encoder}"]
     if "perceptual" in said["inverter"]["objective"]["terms"]:
         function = "inverter.objective.terms.perceptual.function"
@@ -73,6 +77,47 @@ def test_inversion_runs_two_steps_and_is_measured(experiment, data, generator, e
     run("evaluate", [*overrides, f"inversion={folder}", "protocols=[iou_input]"], monkeypatch)
     measured = json.loads((folder / "evaluation" / "result.json").read_text())["protocols"]["iou_input"]
     assert measured["metrics"]["iou"]["value"] == pytest.approx(result["iou_after"], abs=1e-6)
+
+
+def test_places_are_those_of_another_training_set(data, generator, encoder, tmp_path, monkeypatch):
+    """ImageNet's cars, from where PASCAL3D+'s were photographed."""
+    experiment = CONFIGS / "experiment" / "nerfinv_invert_p3d_car_imagenet.yaml"
+    overrides = [*overrides_of(experiment, data, generator, encoder), *BRIEF]
+    run("invert", [*overrides, f"run.dir={tmp_path}"], monkeypatch)
+    overrides += ["protocol.nerfinv_random_released.viewpoints.of_training=true", "training_data.size=32"]
+    overrides += ["networks.squeezenet_caffe.weights=random", "~networks.inception_tv", "~networks.inception_fid"]
+    asked, camera = [], DetectedPhotos.camera
+
+    def watched(self, index):
+        asked.append(self.names[index])
+        return camera(self, index)
+
+    monkeypatch.setattr(DetectedPhotos, "camera", watched)
+    run("evaluate", [*overrides, f"inversion={tmp_path}", "protocols=[nerfinv_random_released]"], monkeypatch)
+    assert asked
+    assert all(name.startswith("car_imagenet/") for name in asked)
+
+
+def test_colors_of_reconstructions_are_exchanged(data, generator, encoder, tmp_path, monkeypatch, capsys):
+    experiment = CONFIGS / "experiment" / "nerfinv_invert_synthetic_birds.yaml"
+    overrides = overrides_of(experiment, data, generator, encoder)
+    run("invert", [*overrides, *BRIEF, f"run.dir={tmp_path}"], monkeypatch)
+    store = RecordStore(tmp_path / "records")
+    names = f"names=[{','.join(store.names()[:2])}]"
+    pictures = []
+    for more in ([], ["slots=2"]):
+        folder = tmp_path / f"transfers_{len(pictures)}"
+        where = [f"inversion={tmp_path}", f"run.dir={folder}", names, "glb=false"]
+        run("transfer", [*overrides, *where, *more], monkeypatch)
+        (picture,) = folder.glob("*.png")
+        pictures.append(read_image(picture))
+    assert all(picture.shape == (3, 64, 64) for picture in pictures)
+    # On the diagonal each is as it was found, whatever is exchanged.
+    own = [picture[:, :32, :32] for picture in pictures]
+    assert (own[0] - own[1]).abs().max() < 0.01
+    with pytest.raises(SystemExit):
+        run("transfer", [*overrides, f"inversion={tmp_path}", names, "slots=40"], monkeypatch)
+    assert "slots=40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("objective", sorted(path.stem for path in CONFIGS.glob("objective/nerfinv*.yaml")))

@@ -10,7 +10,7 @@ from tests.test_table import TABLES, composed, run, script
 
 __all__ = ["encoder", "generator", "run", "script"]
 
-MINE = [name for name in TABLES if name.startswith("nerfinv_")]
+MINE = [name for name in TABLES if name.startswith("nerfinv_") and "figure" not in name]
 STEPS = {"0": 0, "10 (fast)": 10, "30 (slow)": 30, "adaptive": 30}
 TERMS = {
     "warped LPIPS": {"perceptual"}, "LPIPS": {"perceptual"}, "L1": {"l1"}, "MSE": {"mse"},
@@ -22,8 +22,10 @@ TERMS = {
 def test_rows_search_by_what_their_labels_say(script, table):
     config = composed("table", f"table={table}")
     rows = {name: row for name, row in config["table"]["rows"].items() if row["overrides"] is not None}
-    assert {"n0", "fast", "slow", "adaptive", "regressed_n0"} <= rows.keys()
+    assert {"n0", "fast", "slow", "adaptive"} <= rows.keys()
     for row in rows.values():
+        if "experiment" in row:
+            continue  # of another method
         steps, loss, camera, styles = map(str, row["labels"])
         inverter = composed("invert", *script.overrides(config, row))["inverter"]
         assert inverter["stages"]["steps"] == STEPS[steps]
@@ -46,7 +48,36 @@ def test_the_papers_order_is_in_its_numbers():
         none, fast, slow = (rows[row]["paper"] for row in ("n0", "fast", "slow"))
         for column in {"IoU", "PSNR", "SSIM"} & none.keys():
             assert none[column] < fast[column] < slow[column]
-        assert slow["FID"] < none["FID"]
+        # The paper's FID of airplanes and zebras becomes worse with every step.
+        worse = name.endswith(("airplane", "zebra"))
+        assert (slow["FID"] < none["FID"]) is not worse
+
+
+def test_the_pose_table_is_in_the_tables_of_synthetic_data():
+    def errors(table: str) -> list[float | None]:
+        rows = composed("table", f"table={table}")["table"]["rows"]
+        return [rows.get(row, {}).get("paper", {}).get("rotation_error") for row in ("pix2nerf", "regressed_n0", "n0")]
+
+    assert errors("nerfinv_shapenet") == [None, 17.08, 10.84]
+    assert errors("nerfinv_shapenet_chairs") == [15.55, 19.51, 7.29]
+    assert errors("nerfinv_carla") == [4.23, 3.21, 1.08]
+
+
+def test_meshinv_is_measured_as_fields_are(script):
+    config = composed("table", "table=nerfinv_table1_cub")
+    row = config["table"]["rows"]["meshinv"]
+    line = script.overrides(config, row)
+    assert line == ["experiment=meshinv_invert_cub", "prior.generator.path=runs/meshinv_pretrain_cub"]
+    said = composed("evaluate", *line, *script.of_evaluation(config, row))
+    assert (said["data"]["size"], said["inverter"]["renderer"]["size"]) == (128, 128)
+    assert {said["protocol"][name]["background"] for name in ("nerfinv_input", "nerfinv_random_released")} == {0.0}
+
+
+def test_the_other_test_set_of_cars_is_looked_at_from_the_places_of_training():
+    said = composed("evaluate", "experiment=nerfinv_invert_p3d_car_imagenet")
+    assert said["data"]["without"] == "datasets/p3d/p3d_car/detections.npy"
+    assert said["training_data"]["_target_"].endswith("Pascal3D.for_nerfinv")
+    assert said["inverter"]["init"]["poses"]["focals"]["data"]["root"] == "datasets/p3d"
 
 
 @pytest.mark.filterwarnings("ignore:fid@")

@@ -81,6 +81,7 @@ class Colors:
 class Known:
     """Two further views of some discs, seen from true cameras."""
 
+    closed, has_views = True, True
     known = ("disc/0", "disc/4", "disc/6")
 
     def __contains__(self, name: str) -> bool:

@@ -1,6 +1,8 @@
 """Metrics against scikit-image, loops in plain Python, analytic solids, trimesh and published numbers."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,15 +12,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invkit.features.lpips import LPIPS
 from invkit.features.weights import RANDOM
+from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.metrics.iou import Iou, iou
 from invkit.metrics.iou3d import Iou3d, iou3d
 from invkit.metrics.lpips import Lpips
 from invkit.metrics.psnr import Psnr, psnr
 from invkit.metrics.registry import METRICS
-from invkit.metrics.rotation_deg import RotationDeg, rotation_deg
+from invkit.metrics.rotation_deg import ANGLES, RotationDeg, azimuth_deg, elevation_deg, rotation_deg
 from invkit.metrics.ssim import Ssim, ssim
-from invkit.metrics.voxels import voxelize
+from invkit.metrics.voxels import Grid, enclosed, voxelize
 from invkit.types import Estimate, Rendering, Views
 
 
@@ -272,11 +275,13 @@ MEANS = {
         lambda estimate, target: estimate.scene, lambda target: target.mask[:, :, :8, :8].reshape(-1, 4, 4, 4) > 0.5
     ),
     "rotation_deg": RotationDeg,
+    "azimuth_deg": partial(RotationDeg, "azimuth_deg"),
+    "elevation_deg": partial(RotationDeg, "elevation_deg"),
 }
 
 
 def test_every_column_has_a_metric():
-    assert set(METRICS) == {"psnr", "ssim", "ssim-range2", "lpips", "iou", "iou3d", "rotation_deg", "fid", "kid"}
+    assert set(METRICS) == {"psnr", "ssim", "ssim-range2", "lpips", "iou", "iou3d", *ANGLES, "fid", "kid"}
     assert all(make().name == name for name, make in MEANS.items())
 
 
@@ -321,3 +326,46 @@ def test_running_lpips_takes_the_name_and_the_values_of_its_network(rng):
     assert metric.name == "lpips-alex-0.1-random"
     expected = [float(network(parts[1].rgb[i : i + 1], parts[2].rgb[i : i + 1])) for i in range(2)]
     assert metric.compute() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_a_box_without_a_side_is_solid():
+    """Of a closed one the voxels are those of `voxelize`, and those that faces pass through."""
+    corners = torch.tensor([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=torch.float64)
+    corners = corners * torch.tensor([0.9, 0.5, 0.3], dtype=torch.float64)
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (1, 5, 7, 3), (0, 2, 6, 4)]
+    faces = torch.tensor([triangle for a, b, c, d in quads for triangle in ((a, b, c), (a, c, d))])
+    grid = Grid(30, -1.0, 1.0)
+    closed = voxelize(corners[None], faces, 30, low=-1.0, high=1.0)[0]
+    for some in (faces, faces[2:], faces[:-2]):
+        found = enclosed([(corners, some)], grid)
+        assert bool((found | ~closed).all())
+        # Besides, one layer of voxels at most.
+        x, y, z = (found.any(dim=dims).sum().item() for dims in ((1, 2), (0, 2), (0, 1)))
+        a, b, c = (closed.any(dim=dims).sum().item() for dims in ((1, 2), (0, 2), (0, 1)))
+        assert 0 <= x - a <= 2
+        assert 0 <= y - b <= 2
+        assert 0 <= z - c <= 2
+        assert int(found.sum()) == x * y * z
+    lone = enclosed([(corners, faces[:2])], grid)  # a single side encloses nothing
+    assert int(lone.any(dim=2).any(dim=1).sum()) == 1
+    with pytest.raises(ValueError, match="larger grid"):
+        enclosed([(2 * corners, faces)], grid)
+
+
+def test_azimuth_and_elevation_errors_are_those_of_where_the_cameras_stand():
+    def looking_from(azimuth: float, elevation: float) -> Camera:
+        """A level camera there that looks at the origin: its axes right, down, ahead as rows."""
+        a, e = np.radians([azimuth, elevation])
+        ahead = -np.array([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)])
+        right = np.cross(ahead, [0, 0, 1])
+        right /= np.linalg.norm(right)
+        x, y, z, w = Rotation.from_matrix(np.stack([right, np.cross(ahead, right), ahead])).as_quat()
+        return Camera.from_cmr(torch.tensor([[0.5, 0, 0, w, x, y, z]]))
+
+    first, second = looking_from(170, 20), looking_from(-175, -12)
+    assert azimuth_deg(first, second).item() == pytest.approx(15, abs=1e-3)
+    assert elevation_deg(first, second).item() == pytest.approx(32, abs=1e-3)
+    assert azimuth_deg(first, first).item() == pytest.approx(0, abs=1e-3)
+    rolled = replace(first, quat=rotation.multiply(torch.tensor([[0.8, 0, 0, 0.6]]), first.quat))
+    assert azimuth_deg(rolled, first).item() == pytest.approx(0, abs=1e-3)
+    assert elevation_deg(rolled, first).item() == pytest.approx(0, abs=1e-3)
