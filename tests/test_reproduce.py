@@ -18,7 +18,7 @@ PAPERS = {
     "N": {"Table": range(1, 3), "Figure": (3, 4, 5, 6, 7, 9, 11, 12, 14, 15, 16, 17, 18, 19, 20)},
 }
 """What has results; the other figures explain a method."""
-STATES = {"measured here", "ready, wants data", "quoted", "missing"}
+STATES = {"measured here", "tried", "ready, wants data", "quoted", "missing"}
 
 
 def lines() -> list[list[str]]:
