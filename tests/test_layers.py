@@ -29,7 +29,11 @@ KIT = (
 )
 # The same inside rooms, where there is an order worth keeping.
 ROOMS = {
-    "runtime": ({"files"}, {"dist", "log", "checkpoint", "conversion", "pickles"}, {"run"}),
+    "runtime": (
+        {"files", "pickle_limits"},
+        {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab"},
+        {"run"},
+    ),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
     "inversion": ({"schedule"}, {"search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),

@@ -14,6 +14,7 @@ from jaxtyping import Float64, Shaped
 from invkit.data.dataset import ImageSet, read_on_white
 from invkit.geometry.camera import Camera
 from invkit.images import read_image
+from invkit.runtime.arrays import read_npy
 from invkit.types import Views
 
 _OBTAIN = "see docs/datasets.md for where to get it"
@@ -97,7 +98,7 @@ def read_extrinsics(path: Path) -> Float64[np.ndarray, "3 4"]:
 
 
 def _read_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    try:
-        return np.load(path, allow_pickle=False).astype(np.float64)
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"cannot read {path} ({error}); it is damaged: {_OBTAIN}") from error
+    numbers = read_npy(path, _OBTAIN)
+    if numbers.dtype.kind not in "buif":
+        raise ValueError(f"{path} holds {numbers.dtype}, not numbers; {_OBTAIN}")
+    return numbers.astype(np.float64)

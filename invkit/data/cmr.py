@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
@@ -20,6 +19,7 @@ from invkit.data.names import checked_name
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
 from invkit.images import Box, read_image, square_box
+from invkit.runtime import matlab
 from invkit.types import Views
 
 OBTAIN = "see docs/datasets.md for where to get it, and run scripts/prepare_data.py check on the folder"
@@ -235,14 +235,14 @@ def read_mean_shape(cameras_mat: Path, num_points: int) -> Float[Tensor, "N 3"]:
         FileNotFoundError: there is no such file.
         ValueError: it has no shape `S` of so many points.
     """
-    shape = np.asarray(read_mat(cameras_mat).get("S", ()), dtype=np.float64)
+    shape = np.asarray(read_mat(cameras_mat, "S").get("S", ()), dtype=np.float64)
     if shape.shape != (3, num_points):
         raise ValueError(f"{cameras_mat} has no mean shape S of 3 x {num_points} numbers; {OBTAIN}")
     return torch.from_numpy(shape.T.copy())
 
 
-def read_mat(path: str | Path) -> dict[str, Any]:
-    """The variables of a MATLAB file, structs as objects, single dimensions dropped.
+def read_mat(path: str | Path, *variables: str) -> dict[str, Any]:
+    """These variables of a MATLAB file, as far as it has them; structs as objects, single dimensions dropped.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -251,9 +251,9 @@ def read_mat(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; {OBTAIN}")
     try:
-        return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)
-    except Exception as error:  # a truncated file raises whatever its broken bytes happen to mean
-        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error}); it is damaged: {OBTAIN}") from error
+        return matlab.read_mat(Path(path), variables)
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} ({error}); it is damaged: {OBTAIN}") from error
 
 
 def structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
@@ -263,7 +263,7 @@ def structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, has no such variable, or an entry lacks a field.
     """
-    contents = read_mat(path)
+    contents = read_mat(path, variable)
     if variable not in contents:
         raise ValueError(f"{path} has no variable `{variable}`; {OBTAIN}")
     structs = np.atleast_1d(contents[variable])

@@ -6,7 +6,6 @@
 """
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.geometry.camera import Camera
+from invkit.runtime.arrays import read_npz
 from invkit.types import Views
 
 
@@ -68,8 +68,4 @@ class GroundTruth:
         path = self._path(name)
         if not path.is_file():
             raise FileNotFoundError(f"no ground truth {path}")
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {entry: archive[entry] for entry in entries}
-        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
-            raise ValueError(f"cannot read the ground truth {path} ({error!r}); make the data set again") from error
+        return read_npz(path, entries, "make the data set again")
