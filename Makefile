@@ -24,7 +24,7 @@ TEST_PROCESSES ?= 2
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	@test -x $(PY) || $(PYTHON) $(RECENT) || $(call TOO_OLD,$(PYTHON))
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) $(RECENT) || $(call TOO_OLD,$(PY))

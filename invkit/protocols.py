@@ -1,8 +1,8 @@
 """The seams of the framework. A method is an implementation of these five; the kit knows nothing else about it.
 
 `Scene` is opaque here: a textured mesh for meshinv, a radiance field for nerfinv. It is a `Batch` and has `centered()`:
-the same scenes moved so that their middle is the origin, where novel views look; and `with_details(details)`: the same
-scenes as a `Refinement` has changed them.
+the same scenes moved so that their middle is the origin, where novel views look; `with_details(details)`: the same
+scenes as a `Refinement` has changed them; and `outermost()`: points [B, P, 3] of each beyond which there is nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Generator, Tensor, nn
+from trimesh import Trimesh
 
 from invkit.batch import Batch
 from invkit.geometry.camera import Camera
@@ -86,6 +87,19 @@ class Init(Protocol[Scene]):
 
 
 @runtime_checkable
+class Encoding(Protocol[Scene]):
+    """An `Init` that finds the cameras itself, from the place on the object that it sees at each pixel."""
+
+    def keeping_cameras(self) -> Init[Scene]:
+        """The same that begins at the cameras which the photographs come with."""
+        ...
+
+    def canonical_map(self, views: Views, scene: Scene) -> Float[Tensor, "B 3 H W"]:
+        """What is seen: the place on the object as a color, over white by how sure it is of the object."""
+        ...
+
+
+@runtime_checkable
 class Refinement(Protocol[Scene]):
     """What follows the search: the photograph itself decides what it shows, beyond what the generator can make.
 
@@ -106,6 +120,17 @@ class Refinement(Protocol[Scene]):
             views: the photographs; they may be larger than those that were searched with.
         """
         ...
+
+
+Modeling = Callable[[Scene, str], Trimesh]
+"""(the only scene of a batch, its name for errors) -> the model that a file holds: y up, with texture or vertex colors.
+
+Raises `NoSurface` where there is nothing to be modeled.
+"""
+
+
+class NoSurface(ValueError):
+    """A scene that is nowhere solid, so that there is no mesh of it."""
 
 
 def scene_of(prior: Prior[Scene], guess: Guess) -> Scene:

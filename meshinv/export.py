@@ -47,6 +47,12 @@ def models(mesh: TexturedMesh) -> list[trimesh.Trimesh]:
     ]
 
 
+def model(mesh: TexturedMesh, name: str) -> trimesh.Trimesh:
+    """The only mesh of a batch as in `models`; every one can be modeled, so its name is told to nobody."""
+    (only,) = models(mesh)
+    return only
+
+
 def with_texture_of(shapes: TexturedMesh, textures: TexturedMesh) -> TexturedMesh:
     """Each shape with the other's texture (MeshInversion, section 4.3).
 

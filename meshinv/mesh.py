@@ -90,6 +90,10 @@ class TexturedMesh(Batch):
         """The meshes moved so that the mean of the vertices is the origin (where novel views look at)."""
         return replace(self, vertices=self.vertices - self.vertices.mean(1, keepdim=True))
 
+    def outermost(self) -> Float[Tensor, "B V 3"]:
+        """Points beyond which there is nothing: the vertices."""
+        return self.vertices
+
     def with_details(self, details: Mapping[str, Tensor]) -> "TexturedMesh":
         """The meshes with the textures that were found for them after the search: `details["texture"]`, of any size.
 

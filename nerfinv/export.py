@@ -19,6 +19,7 @@ from torch import Tensor
 from invkit.export import y_up
 from invkit.images import to_uint8
 from invkit.precision import widened
+from invkit.protocols import NoSurface
 from nerfinv.field import RadianceField
 
 STRIDE = 4
@@ -35,10 +36,6 @@ AT_ONCE = 65536
 
 WALL = 0.01
 """How far outside the box it is closed, in cells: just so far that no two vertices there are the same."""
-
-
-class NoSurface(ValueError):
-    """A field that is nowhere solid, so that there is no mesh of it."""
 
 
 def models(

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from scipy import ndimage
 from torch import Tensor, nn
 
 from invkit.batch import Batch
@@ -19,6 +21,10 @@ from invkit.precision import widened
 from nerfinv import planes as triplanes
 
 MIN_DENSITY_PARAMETER = 1e-3
+NODES = 48
+"""Along a side of the grid on which it is looked how far a field reaches."""
+AT_ONCE = 65536
+"""Points decoded at once for that."""
 
 
 class LaplaceDensity(nn.Module):
@@ -121,6 +127,30 @@ class RadianceField(Batch):
     def centered(self) -> "RadianceField":
         """The scenes themselves: the middle of the box is the origin."""
         return self
+
+    @torch.no_grad()
+    def outermost(self) -> Float[Tensor, "B P 3"]:
+        """Points beyond which there is nothing: nodes of a grid around the largest piece; the box, where none is solid.
+
+        Those of one scene may be repeated, so that all have as many.
+        """
+        side = torch.linspace(-self.half_side, self.half_side, NODES, device=self.planes.device)
+        nodes = torch.cartesian_prod(side, side, side)
+        ends = torch.cartesian_prod(side[[0, -1]], side[[0, -1]], side[[0, -1]])
+        found = []
+        for scene in range(len(self)):
+            parts = [self[scene].value(part[None])[0] for part in nodes.split(AT_ONCE)]
+            solid = (self.density.occupancy(torch.cat(parts)) > 0.5).view(NODES, NODES, NODES).cpu().numpy()
+            pieces, count = ndimage.label(solid)
+            if not count:
+                found.append(ends)
+                continue
+            largest = pieces == np.bincount(pieces[solid]).argmax()
+            shell = ndimage.binary_dilation(largest) & ~largest
+            shell = torch.from_numpy(shell if shell.any() else largest).flatten()
+            found.append(nodes[shell.to(nodes.device)])
+        most = max(len(points) for points in found)
+        return torch.stack([torch.cat([points, points[:1].expand(most - len(points), 3)]) for points in found])
 
     def with_palette(self, palette: Float[Tensor, "B K 3"]) -> "RadianceField":
         """The same shapes and regions in other colors."""

@@ -1,5 +1,6 @@
 """First guesses for the search: what the encoder sees, and the pose that its canonical map implies (section 3.2)."""
 
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from invkit.images import composite
 from invkit.protocols import Prior, Score
 from invkit.types import Guess, Views
 from nerfinv.encoder.encoder import Encoder, PoseRegressor
+from nerfinv.field import RadianceField
 from nerfinv.pnp import PoseSolver
 
 AT_ONCE = 1000
@@ -59,6 +61,19 @@ class EncoderInit:
         if isinstance(self.poses, PoseRegressor):
             return replace(guess, camera=self.poses.to(image).eval()(image))
         return guess
+
+    def keeping_cameras(self) -> "EncoderInit":
+        """The same that begins at the cameras which the photographs come with."""
+        other = copy(self)
+        other.poses = None
+        return other
+
+    @torch.no_grad()
+    def canonical_map(self, views: Views, scene: RadianceField) -> Float[Tensor, "B 3 H W"]:
+        """What the encoder sees: the place on the object as a color, over white by how sure it is of the object."""
+        image = composite(views.rgb, views.mask, self.background)
+        seen = self.encoder.to(image)(image)
+        return composite((seen.coords / scene.half_side).clamp(-1, 1), seen.mask)
 
 
 class MeanInit:

@@ -61,7 +61,7 @@ class Finding:
 
 
 def packages() -> Iterator[Finding]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = declared()
     python = platform.python_version()
     new_enough = satisfies(python, project["requires-python"])
     yield Finding("packages", "python", "ok" if new_enough else "error", python, "" if new_enough else "3.11 or newer")
@@ -70,6 +70,24 @@ def packages() -> Iterator[Finding]:
     for extra, requirements in project["optional-dependencies"].items():
         for requirement in requirements:
             yield package(requirement, f"extra: {extra}", "gap", f'pip install -e ".[{extra}]"')
+
+
+def declared() -> dict[str, Any]:
+    """What the project says that it needs: its pyproject.toml, or, where it is installed, what was made of that."""
+    if (ROOT / "pyproject.toml").is_file():
+        return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = importlib.metadata.metadata("gan-inversion-3d")
+    extras: dict[str | None, list[str]] = {None: [], **{extra: [] for extra in told.get_all("Provides-Extra") or ()}}
+    for line in told.get_all("Requires-Dist") or ():
+        requirement, _, condition = line.partition(";")
+        extra = re.search(r"""extra == ['"]([\w-]+)""", condition)
+        extras[extra[1] if extra else None].append(requirement.strip())
+    needed = extras.pop(None)
+    return {
+        "requires-python": told["Requires-Python"],
+        "dependencies": needed,
+        "optional-dependencies": extras,
+    }
 
 
 def package(requirement: str, section: str, otherwise: str, install: str) -> Finding:
@@ -235,7 +253,7 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
     """
     target = node.get("_target_", "") if isinstance(node, dict) else ""
     read = node.get("path") if target == LOADER else node.get("root") if target else None
-    if read and not (has_weights(Path(read)) if target == LOADER else Path(read).exists()):
+    if read and not (has_weights(read) if target == LOADER else Path(read).exists()):
         maker = made_by.get("/".join(Path(read).parts[:2]))
         yield read, f"python scripts/train.py experiment={maker} makes {read}" if maker else ""
     if target.startswith("invkit.features."):
@@ -255,9 +273,13 @@ def missing(node: Any, made_by: Mapping[str, str], where: str = "") -> Iterator[
         yield from missing(child, made_by, f"{where}.{key}".removeprefix("."))
 
 
-def has_weights(path: Path) -> bool:
+def has_weights(read: str) -> bool:
     """Whether there is a checkpoint: a file, one that ships, or a run's folder with at least one in it."""
-    return path.is_file() or (ROOT / path).is_file() or any(path.glob("checkpoints/*.pt"))
+    try:
+        found = importlib.import_module("invkit.runtime.shipped").located(read)
+    except (FileNotFoundError, ValueError):
+        return False
+    return found.is_file() or any(found.glob("checkpoints/*.pt"))
 
 
 def report(findings: Sequence[Finding]) -> str:

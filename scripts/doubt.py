@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
-from reconstruct import beginning_with
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet
@@ -37,7 +36,8 @@ def measured(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         inverter = instantiate_trusted(cfg.inverter, prior=instantiate_trusted(cfg.prior).to(run.device))
         around = instantiate_trusted(cfg.around)
-        inverter = inverter if around is None else beginning_with(inverter, around)
+        if around is not None:
+            inverter.init = around  # as scripts/reconstruct.py begins where no camera is given
         than = doubt.Thresholds(**cfg.doubt)
         kinds = {kind: spread(instantiate_trusted(cfg.data), cfg.limit) for kind in (RIGHT, *cfg.wrong)}
         if cfg.outside is not None:

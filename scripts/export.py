@@ -33,7 +33,7 @@ from nerfinv.field import RadianceField
 def export(cfg: DictConfig) -> None:
     with Run(cfg, frozen=False) as run:
         prior = instantiate_trusted(cfg.prior).to(run.device)
-        renderer = instantiate_trusted(cfg.inverter.renderer)
+        renderer = instantiate_trusted(cfg.inverter.renderer, size=cfg.turntable_size)
         store = RecordStore(Path(cfg.inversion) / "records", refined=cfg.refined)
         names = store.names()[: cfg.limit] if cfg.names is None else list(cfg.names)
         if not names:

@@ -22,7 +22,7 @@ from invkit.data import index_sets
 from invkit.data.dataset import ImageSet, subset
 from invkit.evaluation.evaluator import contact_sheet, evaluate, render
 from invkit.evaluation.gallery import Gallery, write_gallery
-from invkit.evaluation.page import Method
+from invkit.evaluation.page import TITLES, Method
 from invkit.images import write_png
 from invkit.inversion import doubt
 from invkit.inversion.inverter import Inverter, invert_all
@@ -35,9 +35,6 @@ from invkit.types import Guess
 
 GOLDEN_RATIO = 0.6180339887498949
 """Its multiples, modulo 1, are spread evenly however many there are."""
-
-TITLES = {"meshinv": "MeshInversion", "nerfinv": "Bootstrapped Radiance Field Inversion"}
-"""What the methods are called, by package."""
 
 
 @main(config_name="invert")

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import chromium
 import numpy as np
 import torch
+from browser import chromium
 from demo import overrides
 from hydra import compose
 from jaxtyping import Float

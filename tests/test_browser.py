@@ -15,7 +15,7 @@ from invkit.evaluation.page import MAP, PHOTOGRAPH, SIDE, STEP, Method, Page, Re
 from invkit.evaluation.viewer import write_page
 from invkit.export import write_glb
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "chromium.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "browser" / "chromium.py"
 spec = importlib.util.spec_from_file_location("chromium", SCRIPT)
 chromium = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(chromium)

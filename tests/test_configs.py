@@ -53,11 +53,16 @@ def leaves(node: Any, where: str = "") -> dict[str, Any]:
 
 
 def keywords_given_by(script: str) -> dict[str, set[str]]:
-    """Dotted key -> the arguments that the script itself adds: instantiate_trusted(cfg.key, argument=...)."""
+    """Dotted key -> the arguments that the script itself adds: instantiate_trusted(cfg.key, argument=...).
+
+    What scripts/reconstruct.py describes is built by invkit/reconstruction.py: instantiate_trusted(config["key"], ...).
+    """
     given: dict[str, set[str]] = {}
-    for node in ast.walk(ast.parse((SCRIPTS / f"{script}.py").read_text())):
+    source = ROOT / "invkit" / "reconstruction.py" if script == "reconstruct" else SCRIPTS / f"{script}.py"
+    for node in ast.walk(ast.parse(source.read_text())):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "instantiate_trusted" and node.args:
             key = ast.unparse(node.args[0]).removeprefix("cfg.")
+            key = re.sub(r"\['(\w+)'\]", r".\1", key.removeprefix("config")).removeprefix(".")
             given.setdefault(key, set()).update(keyword.arg for keyword in node.keywords if keyword.arg)
     return given
 
@@ -138,6 +143,8 @@ def test_the_small_model_is_small_in_every_part_of_an_experiment(experiment):
     assert small["width"] < 1
     large = {key for key, value in sizes.items() if key.endswith(".width") and value != small["width"]}
     large |= {key for key, value in sizes.items() if key.endswith("texture_size") and value != small["texture_size"]}
+    # FID is measured at the size that its networks see.
+    sizes = {key: value for key, value in sizes.items() if not key.startswith("task.quality.")}
     pictures = {value for key, value in sizes.items() if key.endswith(("renderer.size", "data.size", "image_size"))}
     assert not large
     assert pictures == {small["image_size"]}

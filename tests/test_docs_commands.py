@@ -197,9 +197,8 @@ def test_links_and_names_of_experiments_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?://)([^)\s]+)\)", text):
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
-        if linked.name != "python.md":  # written beside this
-            assert linked.exists(), f"{target} does not exist"
-            assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
+        assert linked.exists(), f"{target} does not exist"
+        assert not anchor or anchor in anchors(linked), f"{target}: no such heading"
     known = {path.stem for path in CONFIGS.glob("experiment/*.yaml")}
     known |= set(re.findall(r"`configs/experiment/(\w+)\.yaml`:", text))  # which the page itself shows
     assert set(re.findall(r"\bexperiment=(\w+)(?![\w*{.])", text)) <= known

@@ -26,17 +26,22 @@ KIT = (
     {"train", "inversion"},
     {"evaluation"},
     {"export"},
+    {"photographs"},
+    {"reconstruction"},
+    {"__main__"},
 )
 # The same inside rooms, where there is an order worth keeping.
 ROOMS = {
     "runtime": (
-        {"files", "pickle_limits"},
-        {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab"},
+        {"files", "pace", "usage", "settings", "version", "pickle_limits"},
+        {"commandline"},
+        {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab", "shipped"},
         {"run"},
     ),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
     "train": ({"schedule", "state", "ema", "ada"}, {"loop"}),
     "inversion": ({"schedule"}, {"search_state", "records", "objective"}, {"inverter", "refinement", "doubt"}),
+    "photographs": ({"silhouette"}, {"panel"}, {"reconstruction"}),
     "evaluation": (
         {"viewpoints", "report"},
         {"protocol", "page"},
@@ -46,7 +51,7 @@ ROOMS = {
         {"gallery"},
     ),
 }
-AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export"}
+AT_THE_TOP = {"batch", "types", "protocols", "images", "precision", "export", "reconstruction", "__main__"}
 # The same inside a method: renderers, losses and generators know nothing of each other, and nobody imports a task.
 METHOD = (
     {"template", "planes", "published", "membrane"},

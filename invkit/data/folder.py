@@ -93,14 +93,7 @@ class Folder(ImageSet):
         index = self._position(index)
         photo = self.photos[index]
         rgb, mask = read_photo(photo)
-        box = _tight_box(mask)
-        square = self.preparation.square(box, *mask.shape[1:])
-        camera = _guess(box) if photo.camera is None else Camera.from_cmr(photo.camera)
-        rgb, mask = self.preparation.cut(rgb, mask, square, self.size)
-        label = None if photo.label is None else torch.tensor([photo.label])
-        guessed = torch.tensor([photo.camera is None])
-        views = Views(rgb, mask, to_square(camera, square), label, torch.tensor([index]), guessed)
-        return views.to("cpu", dtype=torch.float32)
+        return item(rgb, mask, photo.camera, photo.label, index, self.size, self.preparation)
 
     def label(self, index: int) -> int | None:
         return self.photos[self._position(index)].label
@@ -112,7 +105,7 @@ class Folder(ImageSet):
             FileNotFoundError, ValueError: see `read_photo`.
         """
         _, mask = read_photo(self.photos[self._position(index)])
-        return self.preparation.square(_tight_box(mask), *mask.shape[1:])
+        return square_of(mask, self.preparation)
 
     def annotated(self) -> ImageSet:
         """The photographs whose manifest gives a camera."""
@@ -159,23 +152,66 @@ def read_photo(photo: Photo) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, "1 H
         ValueError: a file is damaged, or there is no silhouette.
     """
     rgba = read_rgba(photo.path, upright=True)
-    rgb, mask = rgba[:3], rgba[3:]
-    if photo.mask is not None:
-        mask = read_image(photo.mask, upright=True)[:1]
-        if mask.shape[1:] != rgb.shape[1:]:
-            raise ValueError(
-                f"{photo.mask} is {tuple(mask.shape[1:])} and {photo.path} {tuple(rgb.shape[1:])} (height, width, "
-                "upright): make them the same"
-            )
-    elif bool((mask == 1).all()):
+    mask = None if photo.mask is None else read_image(photo.mask, upright=True)[:1]
+    if mask is None and bool((rgba[3] == 1).all()):
         raise ValueError(
             f"{photo.path} is opaque and has no mask: give masks/{photo.path.stem}.png or an alpha channel"
         )
-    else:
+    return with_silhouette(rgba, mask, str(photo.path), str(photo.mask or "alpha"))
+
+
+def with_silhouette(
+    rgba: Float[Tensor, "4 H W"], mask: Float[Tensor, "1 h w"] | None, name: str, mask_name: str
+) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, "1 H W"]]:
+    """The colors and the silhouette, which is the mask, or alpha where there is none.
+
+    Args:
+        name, mask_name: of the picture and of its mask, for errors.
+
+    Raises:
+        ValueError: the silhouette is empty, or the mask of another size.
+    """
+    rgb = rgba[:3]
+    if mask is None:
+        mask = rgba[3:]
         rgb = composite(rgb[None], mask[None])[0]  # colors under full transparency mean nothing
+    elif mask.shape[1:] != rgb.shape[1:]:
+        raise ValueError(
+            f"{mask_name} is {tuple(mask.shape[1:])} and {name} {tuple(rgb.shape[1:])} (height, width, "
+            "upright): make them the same"
+        )
     if not bool((mask > _FOREGROUND).any()):
-        raise ValueError(f"the silhouette of {photo.path} is empty ({photo.mask or 'alpha'}): draw the object in white")
+        raise ValueError(f"the silhouette of {name} is empty ({mask_name}): draw the object in white")
     return rgb, mask
+
+
+def item(
+    rgb: Float[Tensor, "3 H W"],
+    mask: Float[Tensor, "1 H W"],
+    camera: Float[Tensor, "1 7"] | None,
+    label: int | None,
+    index: int,
+    size: int,
+    preparation: Preparation,
+) -> Views:
+    """A photograph, in [0, 1], cut out around its silhouette.
+
+    Args:
+        camera: as of a `Photo`; None is a guess.
+    """
+    box = _tight_box(mask)
+    square = preparation.square(box, *mask.shape[1:])
+    known = _guess(box) if camera is None else Camera.from_cmr(camera)
+    rgb, mask = preparation.cut(rgb, mask, square, size)
+    labels = None if label is None else torch.tensor([label])
+    guessed = torch.tensor([camera is None])
+    views = Views(rgb, mask, to_square(known, square), labels, torch.tensor([index]), guessed)
+    return views.to("cpu", dtype=torch.float32)
+
+
+def square_of(mask: Float[Tensor, "1 H W"], preparation: Preparation = Preparation()) -> Box:
+    """What is cut out around a silhouette: left, top, right, bottom in pixels, inclusive; it may reach outside."""
+    return preparation.square(_tight_box(mask), *mask.shape[1:])
 
 
 def problems(root: str | Path) -> list[str]:
@@ -252,16 +288,24 @@ def _mask_beside(root: Path, path: Path) -> Path | None:
 
 
 def _camera(row: Mapping[str, Any], source: Path) -> Float[Tensor, "1 7"] | None:
-    if "camera" not in row:
-        return None
+    return camera_vector(row["camera"], f"{source}: the camera of {row['image']}") if "camera" in row else None
+
+
+def camera_vector(numbers: Any, told: str) -> Float[Tensor, "1 7"]:
+    """Seven numbers as the camera of a `Photo`.
+
+    Args:
+        told: whose camera it is, for errors.
+
+    Raises:
+        ValueError: they are no camera.
+    """
     try:
-        vector = torch.tensor([[float(number) for number in row["camera"]]], dtype=torch.float64)
+        vector = torch.tensor([[float(number) for number in numbers]], dtype=torch.float64)
     except (TypeError, ValueError):
         vector = torch.empty(1, 0)
     if vector.shape != (1, 7) or not bool(vector.isfinite().all()) or vector[0, 0] <= 0 or not vector[0, 3:].any():
-        raise ValueError(
-            f"{source}: the camera of {row['image']} must be s, t_x, t_y, q_w, q_x, q_y, q_z with s > 0 and q not 0"
-        )
+        raise ValueError(f"{told} must be s, t_x, t_y, q_w, q_x, q_y, q_z with s > 0 and q not 0")
     return torch.cat([vector[:, :3], rotation.normalize(vector[:, 3:])], dim=1)
 
 

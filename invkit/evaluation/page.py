@@ -82,6 +82,10 @@ class Result:
         return replace(self, **{key: None if path is None else f"{folder}/{path}" for key, path in moved.items()})
 
 
+TITLES = {"meshinv": "MeshInversion", "nerfinv": "Bootstrapped Radiance Field Inversion"}
+"""What the methods are called, by package."""
+
+
 @dataclass(frozen=True)
 class Method:
     """What reconstructed.

@@ -77,6 +77,12 @@ def orbit(camera: Camera, degrees: Float[Tensor, "K"], axis: tuple[float, float,
     return replace(cameras, shift=nowhere, center=nowhere)
 
 
+def raised(camera: Camera, degrees: int | float) -> Camera:
+    """The cameras raised by an angle about the image's horizontal axis: a positive one looks from above."""
+    up = _about(X, torch.full((len(camera),), float(degrees))).to(camera.quat)
+    return replace(camera, quat=rotation.multiply(up, camera.quat))
+
+
 # ---- One object in two frames ----------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,8 @@ class SampleDistance:
         seed: of the latents.
         reference: the real side of FID, where it is a published file of statistics; KID compares with `data` in any
             case. None: FID too.
+        all_reals: the real side of FID is all photographs, not the `count` that samples are made for.
+        fid_first: FID stands before KID, and so chooses the best checkpoint, as in the released code of both papers.
 
     Raises:
         ValueError: fewer than 2 photographs or less than 1 sample at a time; the camera of a photograph is not known;
@@ -70,6 +72,8 @@ class SampleDistance:
         batch_size: int = 32,
         seed: int = 0,
         reference: Gaussian | None = None,
+        all_reals: bool = False,
+        fid_first: bool = False,
     ) -> None:
         count = len(data) if count is None else min(count, len(data))
         if count < 2 or batch_size < 1:
@@ -91,12 +95,14 @@ class SampleDistance:
             )
         self.data, self.renderer, self.features, self.count = data, renderer, features, count
         self.background, self.batch_size, self.seed, self.reference = background, batch_size, seed, reference
+        self.all_reals, self.fid_first = all_reals, fid_first
         self.indices = [i * len(data) // count for i in range(count)]
         self._seen: _Seen | None = None
+        self._reals: Gaussian | None = None
 
     @torch.no_grad()
     def distances(self, samples: Samples, device: torch.device) -> dict[str, float]:
-        """ "kid@<features>", one unbiased estimate from all images, then "fid@<features>"; lower is better.
+        """ "kid@<features>", one unbiased estimate from all images, and "fid@<features>"; lower is better.
 
         The first call warns where FID is made of few images, later ones do not repeat it.
 
@@ -109,7 +115,8 @@ class SampleDistance:
         first = self._seen is None
         if first:
             self._seen = self._photographs(device)
-        seen = self._seen
+            self._reals = self._real_side(device) if self.reference is None else self.reference
+        seen, real = self._seen, self._reals
         parts = []
         for start in range(0, len(seen), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -122,13 +129,24 @@ class SampleDistance:
                 )
             parts.append(self._features(rgb))
         features = torch.cat(parts)
-        real = self._gaussian(seen.features) if self.reference is None else self.reference
         if first:
             warn_of_few(f"fid@{self.features.name}", len(features), real.count)
-        return {
-            f"kid@{self.features.name}": float(squared_mmd(features, seen.features)),
-            f"fid@{self.features.name}": frechet_distance(self._gaussian(features), real),
-        }
+        kid = {f"kid@{self.features.name}": float(squared_mmd(features, seen.features))}
+        fid = {f"fid@{self.features.name}": frechet_distance(self._gaussian(features), real)}
+        return fid | kid if self.fid_first else kid | fid
+
+    def _real_side(self, device: torch.device) -> Gaussian:
+        """Of FID: of the photographs that samples are compared with one by one, or of all of them."""
+        if not self.all_reals or self.count == len(self.data):
+            return self._gaussian(self._seen.features)
+        moments = Moments(self.features.dim)
+        moments.add(self._seen.features)
+        seen = set(self.indices)
+        others = [index for index in range(len(self.data)) if index not in seen]
+        for start in range(0, len(others), self.batch_size):
+            views = self.data.batch(others[start : start + self.batch_size]).to(device)
+            moments.add(self._features(composite(views.rgb, views.mask, self.background)))
+        return moments.gaussian(self.features.name)
 
     def _photographs(self, device: torch.device) -> _Seen:
         parts = []

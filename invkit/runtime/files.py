@@ -13,6 +13,13 @@ ASIDE = ".partial"
 """Suffix of a file that is still being written; one that outlives its writer is rubbish."""
 
 
+def project_folder(name: str) -> Path:
+    """The project's folder `configs` or `scripts`: beside the packages in a checkout, inside invkit where installed."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of `path`, renamed to `path` when the block ends without an error.

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from invkit.runtime.files import remove_abandoned, written_aside
+from invkit.runtime.pace import Pace, duration
 
 CONSOLE_INTERVAL = 10.0
 """Seconds between two progress lines where lines cannot be overwritten (a file, a job's output)."""
@@ -47,7 +48,7 @@ class Log:
             remove_abandoned(folder)
         self._path = self.dir / "log.jsonl"
         self._keep_lines()
-        self._first: tuple[int, float] | None = None
+        self._pace: Pace | None = None
         self._spoke = -math.inf
         self._overwrites = sys.stdout.isatty()
         if wandb is not None:
@@ -59,7 +60,7 @@ class Log:
             return
         self.total_steps = total_steps
         self._keep_lines(up_to=step)
-        self._first = (step, time.monotonic())
+        self._pace = Pace(step, time.monotonic(), steady=True)
 
     def scalars(self, step: int, values: Mapping[str, float | int | Tensor], prefix: str = "") -> None:
         """Record numbers as they are after `step` steps, under `prefix` + name; a non-finite one becomes null."""
@@ -111,19 +112,19 @@ class Log:
 
     def _progress(self, step: int, numbers: Mapping[str, float]) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = (step, now)
+        if self._pace is None:
+            self._pace = Pace(step, now, steady=True)
+        self._pace.add(step, now)
         last = step == self.total_steps
         if not last and not self._overwrites and now - self._spoke < CONSOLE_INTERVAL:
             return
         self._spoke = now
         of_total = "" if self.total_steps is None else f"/{self.total_steps}"
         parts = [f"step {step}{of_total}"]
-        steps, seconds = step - self._first[0], now - self._first[1]
-        if steps > 0 and seconds > 0:
-            parts.append(_rate(steps / seconds))
+        if seconds := self._pace.seconds_per_item():
+            parts.append(_rate(1 / seconds))
             if self.total_steps is not None and not last:
-                parts.append(f"{_duration((self.total_steps - step) * seconds / steps)} left")
+                parts.append(f"{duration(self._pace.seconds_left(self.total_steps))} left")
         parts += [f"{name} {value:.4g}" for name, value in numbers.items()]
         self._print("  ".join(parts), over=not last)
 
@@ -174,9 +175,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 def _rate(steps_per_second: float) -> str:
     return f"{steps_per_second:.2f} step/s" if steps_per_second >= 1 else f"{1 / steps_per_second:.2f} s/step"
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

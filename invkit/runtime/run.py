@@ -7,36 +7,38 @@ and goes on; a command that would mix two configurations in one folder is refuse
 
 import fcntl
 import functools
-import importlib.metadata
+import inspect
 import json
 import os
-import platform
 import random
-import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
 from invkit.runtime import checkpoint, dist
-from invkit.runtime.files import written_aside
+from invkit.runtime.commandline import complaint, misnamed, missing, overrides_of
+from invkit.runtime.files import project_folder, written_aside
 from invkit.runtime.log import Log
+from invkit.runtime.pace import Pace, duration
+from invkit.runtime.settings import differences, dotted_keys, targets
+from invkit.runtime.shipped import located
+from invkit.runtime.usage import docstring, usage
+from invkit.runtime.version import code_version
 
 Item = TypeVar("Item")
-
-MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "page", "detailed", "single_file", "tile")
-"""Settings that say where and how a run is watched and shown, not what it computes; a run may go on with others."""
 
 TRUSTED = ("invkit.", "meshinv.", "nerfinv.", "torch.optim.")
 """Where a `_target_` may lead: a checkpoint's stored configuration is somebody else's file."""
@@ -124,13 +126,15 @@ class Run:
 
     def progress(self, items: Iterable[Item], total: int) -> Iterator[Item]:
         """The items one by one, while the log says how many are done and how long the rest takes."""
-        start = last = time.monotonic()
+        pace, last = Pace(0, time.monotonic()), time.monotonic()
         for done, item in enumerate(items, start=1):
             yield item
             now = time.monotonic()
+            pace.add(done, now)
             if self.rank == 0 and (now - last > SECONDS_BETWEEN_PROGRESS or done == total):
-                last, rate = now, done / max(now - start, 1e-9)
-                self.log.message(f"{done}/{total}, {rate:.3g}/s, {max(total - done, 0) / rate:.0f} s left")
+                last, left = now, pace.seconds_left(total)
+                told = "" if left is None or done >= total else f", {duration(left)} left"
+                self.log.message(f"{done}/{total}{told}")
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Write result.json, the last thing a run leaves; tables read only this."""
@@ -188,32 +192,6 @@ class Run:
             self._lock = None
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) of each setting that differs, the machine-specific ones left out."""
-    old, new = _flat(old), _flat(new)
-    keys = [key for key in {**old, **new} if not any(key == m or key.startswith(m + ".") for m in MACHINE_SPECIFIC)]
-    pairs = {key: (old.get(key, "nothing"), new.get(key, "nothing")) for key in keys}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def code_version() -> dict[str, Any]:
-    """What is running: package, Python and torch versions, and the git commit where this file is in a checkout."""
-    version = {"package": None, "python": platform.python_version(), "torch": torch.__version__}
-    version |= {"commit": None, "dirty": None}
-    with suppress(importlib.metadata.PackageNotFoundError):  # used from its folder without being installed
-        version["package"] = importlib.metadata.version("gan-inversion-3d")
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
-
-    with suppress(OSError, subprocess.SubprocessError):  # no git here, or no checkout
-        # An installed copy may lie inside somebody else's checkout; it is not tracked there.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        version |= {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    return version
-
-
 def locate_trusted(target: Any, where: str = "_target_") -> Callable[..., Any]:
     """The class or function that a `_target_` names.
 
@@ -244,13 +222,15 @@ def instantiate_trusted(node: Any, **overrides: Any) -> Any:
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    for where, target in _targets(node):
+    for where, target in targets(node):
         locate_trusted(target, where)
     try:
         return hydra.utils.instantiate(node, **overrides, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | FileNotFoundError):
             raise error.__cause__ from None  # the user's mistake in the words of the constructor that found it
+        if isinstance(error.__cause__, TypeError) and (said := misnamed(node, locate_trusted)):
+            raise ValueError(said) from error
         raise
 
 
@@ -258,16 +238,16 @@ def load_module(path: str | Path, module: str = "generator", state: str | None =
     """A trained network, rebuilt from the configuration stored with its weights: frozen, in eval mode, on the CPU.
 
     Args:
-        path: a checkpoint file, or a run's folder (its newest checkpoint).
+        path: a checkpoint file, a run's folder (its newest checkpoint), or the name of a network that ships.
         module: the network's key under `task` in the stored configuration.
         state: the weights' name among the stored modules; `module` where not given. A running average of `generator`
             is stored under a name of its own (such as generator_ema) and fits the same network.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
+        FileNotFoundError: there is no such checkpoint, and none of that name ships.
         ValueError: the checkpoint has no such network or weights, or they do not fit each other.
     """
-    path, payload = _read(Path(path))
+    path, payload = _read(located(path))
     state = state or module
     networks = payload.get("config", {}).get("task", {})
     if not isinstance(networks.get(module), Mapping):
@@ -277,7 +257,7 @@ def load_module(path: str | Path, module: str = "generator", state: str | None =
         raise ValueError(f"{path}: no weights named {state}, only {sorted(payload['modules'])}")
     if all(key.startswith("module.") for key in weights):
         weights = {key.removeprefix("module."): value for key, value in weights.items()}  # saved by a running average
-    for where, target in _targets(networks[module], f"task.{module}"):
+    for where, target in targets(networks[module], f"task.{module}"):
         # Building a network calls constructors alone; a function would be called with arguments of the file's choice.
         if not isinstance(locate_trusted(target, where), type):
             raise ValueError(f"{path}: {where} of its stored configuration is not a class: {target}")
@@ -291,39 +271,97 @@ def load_module(path: str | Path, module: str = "generator", state: str | None =
     return network.eval().requires_grad_(False)
 
 
-def main(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def composed(
+    config_name: str, overrides: Sequence[str] = (), configs: Path | None = None, examples: str = ""
+) -> dict[str, Any]:
+    """The plain values of configs/<config_name>.yaml with overrides as they are typed; from anywhere, at any time.
+
+    Args:
+        configs: the folder; the project's own by default.
+        examples: commands, from which one is shown where something is missing.
+
+    Raises:
+        ValueError: an override cannot be read, or names what there is not; told in one line with what is nearest.
+    """
+    configs = configs or project_folder("configs")
+    overrides = overrides_of(overrides, configs)
+
+    def compose(overrides: Sequence[str]) -> DictConfig:
+        with _apart(), hydra.initialize_config_dir(str(configs.resolve()), version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+
+    def keys(overrides: Sequence[str]) -> list[str]:
+        """Of all settings there are; none where it does not compose."""
+        try:
+            return dotted_keys(OmegaConf.to_container(compose(overrides)))
+        except (HydraException, OmegaConfBaseException):
+            return []
+
+    try:
+        return OmegaConf.to_container(compose(overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(complaint(error, overrides, configs, keys, examples)) from error
+
+
+def main(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[..., None]]:
     """Decorator: a script's main function, called with configs/<config_name>.yaml composed with the command line.
 
-    A user's mistake is printed in a few words and ends the process with status 2; HYDRA_FULL_ERROR=1 shows where it
-    was found. A status the function leaves with itself (such as "requeue me") passes through.
+    --help is told from the script's docstring and the comments of its configuration files. A user's mistake is printed
+    in a few words and ends the process with status 2; HYDRA_FULL_ERROR=1 shows where it was found. A status the
+    function leaves with itself (such as "requeue me") passes through. Hydra's own options (-m, --cfg) are left to it.
     """
 
-    def decorate(job: Callable[[DictConfig], None]) -> Callable[[], None]:
+    def decorate(job: Callable[[DictConfig], None]) -> Callable[..., None]:
+        script = Path(inspect.getfile(inspect.unwrap(job)))
+
         @functools.wraps(job)  # Hydra finds the script, and from there the configs, through it
         def told_in_short(config: DictConfig) -> None:
-            try:
+            with _in_short(script):
                 job(config)
-            except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
-                if os.environ.get("HYDRA_FULL_ERROR") == "1":
-                    raise
-                print(f"error: {error} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr, flush=True)
-                raise SystemExit(2) from None
 
-        return hydra.main(version_base="1.3", config_path="../configs", config_name=config_name)(told_in_short)
+        by_hydra = hydra.main(version_base="1.3", config_path="../configs", config_name=config_name)(told_in_short)
+
+        @functools.wraps(told_in_short)
+        def command(config: DictConfig | None = None) -> None:
+            typed, configs = sys.argv[1:], script.parent / "../configs"
+            if config is not None:
+                told_in_short(config)
+            elif {"-h", "--help"} & set(typed):
+                print(usage(script, configs.resolve()), end="")
+            else:
+                if not any(argument.startswith("-") for argument in typed):
+                    with _in_short(script):
+                        composed(config_name, typed, configs, docstring(script))
+                    sys.argv = [sys.argv[0], *overrides_of(typed, configs)]
+                by_hydra()
+
+        return command
 
     return decorate
 
 
-def _targets(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, `_target_`) of every node in `node`."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield where or "the configuration", node["_target_"]
-        for key, child in node.items():
-            yield from _targets(child, f"{where}.{key}".removeprefix("."))
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from _targets(child, f"{where}[{index}]")
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Whatever else Hydra is doing in this process goes on unchanged afterwards."""
+    others, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = others
+
+
+@contextmanager
+def _in_short(script: Path) -> Iterator[None]:
+    """A user's mistake becomes one line and status 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        absent = isinstance(error, MissingMandatoryValue)
+        said = missing(error.full_key, docstring(script)) if absent else str(error)
+        print(f"error: {said} (HYDRA_FULL_ERROR=1 shows where)", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -333,14 +371,6 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     if newest is None:
         raise FileNotFoundError(f"{path / 'checkpoints'} holds no checkpoint; is the training still to be run?")
     return path, newest[1]
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value; a list is a value, as it is on the command line."""
-    flat = {}
-    for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _write(path: Path, text: str) -> None:

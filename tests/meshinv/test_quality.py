@@ -123,6 +123,26 @@ def test_the_numbers_are_those_of_the_metrics_fed_image_by_image(count, backgrou
     assert found["fid@pooled"] == pytest.approx(fid.compute(), rel=1e-4)
 
 
+def test_fid_against_all_photographs_which_comes_first_where_it_chooses():
+    network, data, features = generator(), Bodies(), Pooled()
+    reals = gaussian_of(features, [data[index] for index in range(COUNT)], background=0.0)
+    fid = Fid(features, reference=reals, background=0.0)
+    some = [0, 1, 3, 4, 6, 7]
+    latents = truncated_normal((len(some), 6), 0.5, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for latent, index in zip(latents, some, strict=True):
+            target = data[index]
+            mesh = network(latent[None], target.label).mesh(Template())
+            image = RENDERER(mesh, target.camera)
+            fid.update(Estimate(latent[None], target.camera, mesh, image, target.label), image, target)
+    few = measure(quality(count=6, seed=3), network)
+    all_of_them = measure(quality(count=6, seed=3, all_reals=True, fid_first=True, batch_size=2), network)
+    assert list(all_of_them) == ["fid@pooled", "kid@pooled"]
+    assert all_of_them["kid@pooled"] == pytest.approx(few["kid@pooled"], rel=1e-6)
+    assert all_of_them["fid@pooled"] == pytest.approx(fid.compute(), rel=1e-4)
+    assert all_of_them["fid@pooled"] != pytest.approx(few["fid@pooled"], rel=1e-2)
+
+
 def test_a_second_call_gives_the_same_reads_no_photograph_and_touches_no_generator_of_numbers():
     data, features, network = Bodies(), Pooled(), generator()
     measured = quality(data=data, features=features)

@@ -162,6 +162,14 @@ def test_the_largest_piece_is_the_object_without_what_floats_beside_it():
         assert np.array_equal(mine, whole)
 
 
+def test_outermost_points_lie_just_outside_of_the_largest_piece():
+    points = ball(0.6).outermost()[0].norm(dim=1)
+    assert points.min() >= 0.6
+    assert points.max() < 0.6 + 2 * 1.8 * 2 / 47
+    far = ball(0.6, count=2).outermost()
+    assert far.shape[0] == 2
+
+
 def test_a_field_without_a_surface_is_named():
     fields = ball(0.7, count=2)
     fields.planes[1, :, :3] = 2.0  # nowhere near the center

@@ -16,7 +16,9 @@ from omegaconf.errors import MissingMandatoryValue
 from torch import nn
 
 from invkit.runtime import checkpoint, run
-from invkit.runtime.run import Run, code_version, differences, instantiate_trusted, load_module, locate_trusted
+from invkit.runtime.run import Run, instantiate_trusted, load_module, locate_trusted
+from invkit.runtime.settings import differences
+from invkit.runtime.version import code_version
 from invkit.train.ema import Ema
 from tests.ports import free_port
 

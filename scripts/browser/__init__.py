@@ -1,0 +1,1 @@
+"""A headless browser, for pictures of pages and for their tests."""
