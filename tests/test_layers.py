@@ -36,6 +36,7 @@ ROOMS = {
         {"files", "pace", "usage", "settings", "version", "pickle_limits"},
         {"commandline"},
         {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab", "shipped"},
+        {"networks"},
         {"run"},
     ),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),
