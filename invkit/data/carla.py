@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float64, Shaped
 
 from invkit.data.dataset import ImageSet, read_on_white
+from invkit.data.srn import check_in_view
 from invkit.geometry.camera import Camera
 from invkit.images import read_image
 from invkit.runtime.arrays import read_npy
@@ -59,9 +60,11 @@ class Carla(ImageSet):
         path = self._poses[self._position(index)]
         matrix = torch.from_numpy(np.vstack([read_extrinsics(path), [0, 0, 0, 1]]))[None]
         try:
-            return Camera.from_matrix(matrix, torch.tensor([self.focal]).double()).to("cpu", dtype=torch.float32)
+            camera = Camera.from_matrix(matrix, torch.tensor([self.focal]).double())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        check_in_view(camera, path)
+        return camera.to("cpu", dtype=torch.float32)
 
 
 def read_focal(path: Path, width: int) -> float:

@@ -180,7 +180,7 @@ def _write_cameras(path: Path, source: Path, poses: dict[int, Any]) -> None:
         ValueError: a camera or the shape is damaged or missing.
     """
     shape_mat = _files(source, "train")[1]
-    contents = read_mat(shape_mat, "S", "conv_tri")
+    contents = read_mat(shape_mat)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         np.savez(

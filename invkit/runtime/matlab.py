@@ -4,7 +4,6 @@ SciPy's reader calls itself for what lies in a cell or a struct. Fifty thousand 
 kilobytes, end the process without a word.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ _OF_EACH = 100
 """Bytes that an array takes beside its numbers."""
 
 
-def read_mat(path: Path, variables: Sequence[str]) -> dict[str, Any]:
-    """These variables of a file, as far as it has them: structs as objects, single dimensions dropped.
+def read_mat(path: Path) -> dict[str, Any]:
+    """The variables of a file: structs as objects, single dimensions dropped.
 
     Raises:
         ValueError: the file is damaged, or deeper or larger than any published one.
@@ -33,8 +32,8 @@ def read_mat(path: Path, variables: Sequence[str]) -> dict[str, Any]:
             if matfile_version(file)[0] == 1:
                 file.seek(0)
                 reader = _Reader(file, struct_as_record=False, squeeze_me=True)
-                return reader.get_variables(list(variables))
-        return scipy.io.loadmat(path, variable_names=list(variables), struct_as_record=False, squeeze_me=True)
+                return reader.get_variables()
+        return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)
     except Exception as error:  # a truncated file raises whatever its broken bytes happen to mean
         raise ValueError(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
 

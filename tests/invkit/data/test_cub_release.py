@@ -245,7 +245,7 @@ def test_real_birds_come_out_as_in_the_prepared_subset(tmp_path, monkeypatch):
     with np.load(REAL / "cameras_cmr/cmr_cameras.npz") as archive:
         ids, of_train = archive["image_id"], archive["split"] == "train"
     for split, listed in (("train", ids[of_train]), ("testval", ids[~of_train])):
-        contents = read_mat(REAL / f"cameras_cmr/anno_{split}.mat", "S", "conv_tri", "sfm_anno")
+        contents = read_mat(REAL / f"cameras_cmr/anno_{split}.mat")
         images, poses = [], []
         for image_id, pose in zip(listed.tolist(), contents["sfm_anno"][: len(listed)], strict=True):
             if image_id in birds:
