@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor
 
+from invkit.evaluation.boxes import BoxedRecords
 from invkit.evaluation.evaluator import measure, statuses
 from invkit.evaluation.instruments import Instruments
 from invkit.evaluation.page import read
@@ -43,7 +44,9 @@ def evaluate(cfg: DictConfig) -> None:
             )
         prior = instantiate_trusted(cfg.prior).to(run.device)
         renderer = instantiate_trusted(cfg.inverter.renderer)
-        dataset = instantiate_trusted(cfg.data)
+        dataset = instantiate_trusted(cfg.data, **boxed(cfg))
+        if boxed(cfg):
+            store = BoxedRecords(store, dataset)
         result = {**statuses(store, dataset), "protocols": {}}
         measured = measure(
             store, prior, renderer, dataset, protocols, instruments(cfg), batch_size=cfg.batch_size, device=run.device
@@ -72,6 +75,11 @@ def chosen(cfg: DictConfig) -> dict[str, EvaluationProtocol]:
     return {name: instantiate_trusted(cfg.protocol[name]) for name in names}
 
 
+def boxed(cfg: DictConfig) -> dict[str, bool]:
+    """Settings of the data where uncut photographs were searched and boxes are measured (an experiment's `boxes`)."""
+    return {"whole_image": False} if cfg.get("boxes") else {}
+
+
 def instruments(cfg: DictConfig) -> Instruments:
     """What is measured with, made when it is needed."""
 
@@ -81,8 +89,8 @@ def instruments(cfg: DictConfig) -> Instruments:
     return Instruments(
         networks={name: recipe(node) for name, node in cfg.networks.items()},
         perceptual={name: recipe(node) for name, node in cfg.perceptual.items()},
-        reals=recipe(cfg.data, **cfg.reals),
-        train=recipe(cfg.data, **cfg.trained_on),
+        reals=recipe(cfg.data, **boxed(cfg), **cfg.reals),
+        train=recipe(cfg.data, **boxed(cfg), **cfg.trained_on),
         truth=recipe(cfg.truth),
         solid=solid,
         grid=instantiate_trusted(cfg.grid),

@@ -33,7 +33,7 @@ KIT = (
 # The same inside rooms, where there is an order worth keeping.
 ROOMS = {
     "runtime": (
-        {"files", "pace", "usage", "settings", "version", "pickle_limits"},
+        {"files", "pace", "usage", "settings", "version", "arithmetic", "pickle_limits"},
         {"commandline"},
         {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab", "shipped"},
         {"networks"},
@@ -45,7 +45,7 @@ ROOMS = {
     "photographs": ({"silhouette"}, {"panel"}, {"reconstruction"}),
     "evaluation": (
         {"viewpoints", "report"},
-        {"protocol", "page"},
+        {"protocol", "page", "boxes"},
         {"instruments", "viewer"},
         {"measurement"},
         {"evaluator"},

@@ -52,6 +52,15 @@ class ImageSet(ABC):
         label = self[index].label
         return None if label is None else int(label)
 
+    def frame(self, index: int) -> Float[Tensor, "1 4"]:
+        """The part of its photograph that item `index` shows: left, top, right, bottom in the photograph's NDC, which
+        lies in the middle of a square there.
+
+        Raises:
+            ValueError: the data set does not cut objects out of photographs whose cameras are known uncut.
+        """
+        raise ValueError(f"{type(self).__name__} does not know where its items lie in uncut photographs")
+
     def cameras(self, indices: Sequence[int] | None = None) -> Camera:
         """The cameras of these items, in this order; of all items by default.
 
@@ -100,6 +109,9 @@ class Subset(ImageSet):
 
     def label(self, index: int) -> int | None:
         return self.dataset.label(self.indices[self._position(index)])
+
+    def frame(self, index: int) -> Float[Tensor, "1 4"]:
+        return self.dataset.frame(self.indices[self._position(index)])
 
     def annotated(self) -> ImageSet:
         chosen = set(self.names)

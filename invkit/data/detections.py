@@ -114,6 +114,12 @@ class DetectedPhotos(AnnotatedPhotos):
         detection = self.records[index % len(self.records)]
         return self.preparation.square(detection.box, *detection.size)
 
+    def frame(self, index: int) -> Float[Tensor, "1 4"]:
+        position = self._position(index)
+        if self.preparation.crop_padding is None:
+            return torch.tensor([[-1.0, -1.0, 1.0, 1.0]], dtype=torch.float64)
+        return in_frame(self._square(position), *self.records[position % len(self.records)].size)
+
     def _camera(self, item: int, square: Box) -> Camera:
         detection = self.records[item]
         if self.preparation.crop_padding is None:

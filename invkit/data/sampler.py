@@ -25,15 +25,19 @@ class Source(Protocol[Item]):
 class StepSampler:
     """The items of every step: slices of one random permutation after another, incomplete last slices dropped."""
 
-    def __init__(self, num_items: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_items: int, batch_size: int, seed: int, *, uneven: bool = False) -> None:
         """A sampler of `batch_size` items a step, all ranks together.
+
+        Args:
+            uneven: shares of ranks may differ by one item. `invkit.train.loop` weighs a rank's loss by its share, but a
+                task must not count on equal ones.
 
         Raises:
             ValueError: there are fewer items than one step takes.
         """
         if not 1 <= batch_size <= num_items:
             raise ValueError(f"batch_size={batch_size}, but there are {num_items} items: it must be between 1 and that")
-        self.num_items, self.batch_size, self.seed = num_items, batch_size, seed
+        self.num_items, self.batch_size, self.seed, self.uneven = num_items, batch_size, seed, uneven
         self._kept: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -44,14 +48,20 @@ class StepSampler:
         """This rank's items at `step`; the ranks' shares, one after another, are the batch of one single process.
 
         Raises:
-            ValueError: the ranks' shares would differ in size, which would weigh images unequally.
+            ValueError: the ranks' shares would differ in size, and `uneven` does not allow it; or there is nothing for
+                some of them.
         """
-        if self.batch_size % world_size:
-            raise ValueError(f"batch_size {self.batch_size} cannot be shared equally by {world_size} processes")
+        if self.batch_size % world_size and not self.uneven:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared equally by {world_size} processes; give "
+                f"batch_size={-(-self.batch_size // world_size) * world_size}, or another number of processes"
+            )
+        if self.batch_size < world_size:
+            raise ValueError(f"batch_size {self.batch_size} has nothing for some of {world_size} processes")
         epoch, position = divmod(step, self.steps_per_epoch)
-        share = self.batch_size // world_size
-        start = position * self.batch_size + rank * share
-        return self._permutation(epoch)[start : start + share]
+        before = position * self.batch_size
+        first, last = (before + number * self.batch_size // world_size for number in (rank, rank + 1))
+        return self._permutation(epoch)[first:last]
 
     def _permutation(self, epoch: int) -> list[int]:
         kept, order = self._kept

@@ -30,9 +30,9 @@ class Thresholds:
     `largest` 0.66. Of the same inverted all are (rim from 0.95); and all of 647 photographs as their own masks.
 
     Args:
-        min_iou: overlap of what was found with the silhouette, after the search. 0.6 is a first setting: fields of
-            painted birds reached 0.72 (5th percentile of 12) with right masks, but 0.67 with ellipses, up to 0.78 with
-            cars, which it lets pass.
+        min_iou: overlap of what was found with the silhouette, after the search. Measured for each prior by
+            scripts/doubt.py; docs/photographs.md has the numbers. It catches letters and gross mistakes. What is about
+            as large and as round as a bird (an ellipse, a car) overlaps as well as a bird does.
         max_rim: part of the border of its own box that the mask covers; more is the picture's frame.
         max_gray: pixels that are neither in nor out, as a part of those that are not out.
         min_largest: part of the mask that is its largest piece.

@@ -29,6 +29,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from torch import nn
 
 from invkit.runtime import checkpoint, dist
+from invkit.runtime.arithmetic import allow_tf32
 from invkit.runtime.commandline import complaint, misnamed, missing, overrides_of
 from invkit.runtime.files import project_folder, written_aside
 from invkit.runtime.log import Log
@@ -93,6 +94,7 @@ class Run:
         self.rank, self.world_size = ranks.rank, ranks.world_size
         on_gpu = chosen != "cpu" and torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        allow_tf32(bool(self.config["run"].get("tf32")))
         try:
             self._claim_folder_on_rank_0()
             main = self.rank == 0

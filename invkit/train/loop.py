@@ -70,13 +70,15 @@ def fit(task: Task, run: Run, steps: int, *, save_every: int, report_every: int,
     run.log.resume(start, steps)
     run.log.message(f"{run.dir}: {start} of {steps} steps done, {steps - start} to go")
     batches = task.batches(start, run.rank, run.world_size)
+    weight = None
     with _stop_signals() as asked_to_stop:
         for step in range(start, steps):
             seed_step(run.seed, run.rank, step)
             batch = next(batches, None)
             if batch is None:
                 raise ValueError(f"the task has no batch for step {step} of {steps}")
-            _advance(players, state, batch.to(run.device), step, run)
+            weight = _weight(batch, run.device) if weight is None else weight  # of every step: shares do not change
+            _advance(players, state, batch.to(run.device), step, run, weight)
             stop = _agree(state.modules.values(), asked_to_stop(), run.device)
             task.after_step(step)
             done = step + 1
@@ -138,10 +140,16 @@ class _Player:
         others = list({id(parameter): parameter for parameter in everything if id(parameter) not in known}.values())
         return _Player(phase, own, others, GradScaler(device.type) if phase.autocast is torch.float16 else None)
 
-    def move(self, batch: Any, step: int, device: torch.device) -> dict[str, float]:
-        """Step the optimizer unless something is not finite. The terms and the gradient's norm, over all ranks."""
+    def move(self, batch: Any, step: int, device: torch.device, weight: float) -> dict[str, float]:
+        """Step the optimizer unless something is not finite. The terms and the gradient's norm, over all ranks.
+
+        Args:
+            weight: of this rank's share of the batch, 1 in the mean over ranks.
+        """
         terms, values = self._gradients(batch, step, device)
         gradients = [parameter.grad for parameter in self.own]
+        if weight != 1:
+            torch._foreach_mul_([*gradients, values], weight)
         # The terms travel with the gradients. So every rank sees what one rank found broken, and all stop together.
         dist.all_reduce_mean([*gradients, values])
         if self.scaler is not None:
@@ -187,7 +195,16 @@ class _Player:
             self.scaler.update()
 
 
-def _advance(players: Sequence[_Player], state: TrainState, batch: Any, step: int, run: Run) -> None:
+def _weight(batch: Any, device: torch.device) -> float:
+    """How much this rank's part of the batch counts: its size relative to the mean over ranks."""
+    if dist.world_size() == 1 or not hasattr(batch, "__len__"):
+        return 1.0
+    mean = torch.tensor(float(len(batch)), device=device)
+    dist.all_reduce_mean([mean])
+    return len(batch) / mean.item()
+
+
+def _advance(players: Sequence[_Player], state: TrainState, batch: Any, step: int, run: Run, weight: float) -> None:
     """Move every phase that is due at `step`.
 
     Raises:
@@ -198,7 +215,7 @@ def _advance(players: Sequence[_Player], state: TrainState, batch: Any, step: in
     for player in players:
         if not player.phase.due(step):
             continue
-        values = player.move(batch, step, run.device)
+        values = player.move(batch, step, run.device, weight)
         broken = next((name for name, value in values.items() if not math.isfinite(value)), None)
         if broken is not None:
             if broken == GRADIENT_NORM:

@@ -94,7 +94,7 @@ class PseudoTruthTask:
         self.data, self.photographs = data, photographs
         self.network, self.template, self.renderer = network, template, renderer
         self.corrections = CameraCorrections(len(data), perspective=learn_perspective)
-        self.sampler = StepSampler(len(data), batch_size, seed)
+        self.sampler = StepSampler(len(data), batch_size, seed, uneven=True)
         self.workers = workers
         self.flatness_weight = flatness_weight
         self.flatness_boost, self.flatness_boost_decay = flatness_boost, flatness_boost_decay

@@ -349,7 +349,7 @@ def test_the_pose_of_perfect_maps_is_measured_as_right(perspective):
         ({"encoder": "narrow"}, r"task\.encoder\.latent_dim=4, but the generator's styles have 6"),
         ({"num_classes": 5}, r"task\.data has 3 classes and the generator 5"),
         ({"reuse": 0}, r"task\.reuse=0 must be at least 1"),
-        ({"batch_size": 11}, "batch of 11 from 10 items"),
+        ({"batch_size": 11}, "batch_size=11, but there are 10 items"),
     ],
 )
 def test_mistakes_are_named(settings, message):

@@ -63,10 +63,21 @@ def test_the_ranks_share_the_batch_of_a_single_process(world_size):
         assert [index for share in shares for index in share] == sampler.indices(step)
 
 
+@pytest.mark.parametrize("world_size", [3, 4, 8])
+def test_shares_may_be_uneven_where_that_is_asked_for(world_size):
+    sampler = StepSampler(120, 50, seed=0, uneven=True)
+    for step in (0, 1, 2, 9):
+        shares = [sampler.indices(step, rank, world_size) for rank in range(world_size)]
+        assert {len(share) for share in shares} == {50 // world_size, 50 // world_size + 1}
+        assert [index for share in shares for index in share] == sampler.indices(step)
+    with pytest.raises(ValueError, match="nothing for some of 51"):
+        sampler.indices(0, 0, 51)
+
+
 def test_impossible_batches_are_refused():
     with pytest.raises(ValueError, match="batch_size"):
         StepSampler(3, 4, seed=0)
-    with pytest.raises(ValueError, match="3 processes"):
+    with pytest.raises(ValueError, match="3 processes; give batch_size=6"):
         StepSampler(10, 4, seed=0).indices(0, 0, 3)
 
 

@@ -370,9 +370,11 @@ def regression(seed: int, rows: slice) -> tuple[nn.Linear, Task]:
     return model, Task({"model": model}, [phase], [batch[rows] for batch in batches])
 
 
-def train_halves(dir: Path) -> None:
+def train_parts(dir: Path, first: int) -> None:
+    """Rank 0 has so many of the 8 rows of each batch, rank 1 the others."""
     rank = dist.init().rank
-    model, task = regression(seed=rank, rows=slice(4 * rank, 4 * rank + 4))  # rank 1 begins with other weights
+    rows = slice(0, first) if rank == 0 else slice(first, 8)
+    model, task = regression(seed=rank, rows=rows)  # rank 1 begins with other weights
     fit(task, ToyRun(dir), 6, save_every=9, report_every=2, log_every=3)
     assert [call for call in task.calls if call[0] == "report"] == (
         [("report", n) for n in (2, 4, 6)] if not rank else []
@@ -380,8 +382,9 @@ def train_halves(dir: Path) -> None:
     torch.save(model.state_dict(), dir / f"rank{rank}.pt")
 
 
-def test_two_ranks_with_half_a_batch_each_do_as_one_with_the_whole(tmp_path):
-    assert wait(start(2, train_halves, tmp_path / "two")) == [0, 0]
+@pytest.mark.parametrize("first", [4, 5])
+def test_two_ranks_with_parts_of_a_batch_do_as_one_with_the_whole(first, tmp_path):
+    assert wait(start(2, train_parts, tmp_path / "two", first)) == [0, 0]
     model, task = regression(seed=0, rows=slice(None))
     fit(task, ToyRun(tmp_path / "one"), 6, save_every=9, report_every=2, log_every=3)
     ranks = [torch.load(tmp_path / "two" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -395,7 +398,8 @@ def test_two_ranks_with_half_a_batch_each_do_as_one_with_the_whole(tmp_path):
 
 
 def count_messages(dir: Path) -> None:
-    """A step sends its gradients once per phase that is due, with the terms, and its statistics once."""
+    """A step sends its gradients once per phase that is due, with the terms, and its statistics once; the first one
+    also how large its share of the batch is."""
     dist.init()
     sent, whole = [], torch.distributed.all_reduce
     torch.distributed.all_reduce = lambda tensor, *rest: (sent.append(tensor.numel()), whole(tensor, *rest))
@@ -406,6 +410,7 @@ def count_messages(dir: Path) -> None:
     task.after_step = lambda step: (per_step.append(list(sent)), sent.clear())
     fit(task, ToyRun(dir), 3, save_every=9, report_every=9)
     moves = [sizes["generator"] + 1, sizes["discriminator"] + 2, sizes["discriminator"] + 2]
+    assert per_step[0].pop(0) == 1
     assert per_step == [[move, 2 * statistics + 1] for move in moves], per_step
     states = dist.all_gather_states({name: module.state_dict() for name, module in task.modules.items()})
     for name, state in states[0].items():
