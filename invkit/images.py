@@ -8,13 +8,14 @@ Ranges: files and crops are in [0, 1]; networks and everything that flows throug
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
@@ -174,23 +175,65 @@ def grid(images: Float[Tensor, "B 3 H W"], columns: int) -> Float[Tensor, "3 h w
 # ---- Files -------------------------------------------------------------------------------------------------------
 
 
+FORMATS = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")
+"""What an image file may be, whatever its suffix. Pillow knows more, and hands some of that to other programs."""
+MAX_PIXELS = 2**26
+"""More than any camera takes; a file of some kilobytes may say that it has more, and they would be held in memory."""
+_HALF = 0.5
+_HELD_AS_MASK = 0.02
+"""Below this all of a mask is black to the eye: it holds 0 and 1 where 0 and 255 are meant."""
+
+# The size is checked here, before anything is decoded.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def _decode(path: str | os.PathLike, upright: bool) -> Image.Image:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no image at {path}")
     try:
-        with Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image) if upright else image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height <= MAX_PIXELS:
+                image.load()
+                return ImageOps.exif_transpose(image) if upright else image
+            size = f"{image.width} x {image.height}"
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"cannot decode the image {path}: it is damaged or none of {', '.join(FORMATS)}: replace it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(path, "too many")) from error
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # damaged tags and chunks fail in any of the decoders' ways
         raise ValueError(f"cannot decode the image {path} ({error}); it is damaged: replace it") from error
+    raise ValueError(_too_large(path, size))
+
+
+def _too_large(path: str | os.PathLike, size: str) -> str:
+    return f"the image {path} has {size} pixels, more than {MAX_PIXELS:,} altogether: make it smaller"
 
 
 def _pixels(image: Image.Image, mode: str) -> Float[Tensor, "C H W"]:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it at 255 instead of rescaling
-        gray = torch.from_numpy(np.array(image, dtype=np.float64) / 65535)
+        values = np.array(image, dtype=np.float64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
+            raise ValueError("its pixels are not numbers of 16 bits; save it with 8 or 16 bits")
+        gray = torch.from_numpy(values / 65535)
         opaque = torch.ones_like(gray)
         return torch.stack([gray] * 3 + [opaque] * (mode == "RGBA"))
-    return torch.from_numpy(np.array(image.convert(mode), dtype=np.float64) / 255).permute(2, 0, 1).contiguous()
+    stored = np.asarray(image.convert(mode)).transpose(2, 0, 1)
+    # Divided into its place: a large photograph is not held twice as floating-point numbers.
+    return torch.from_numpy(np.divide(stored, 255, out=np.empty(stored.shape)))
+
+
+def _read(path: str | os.PathLike, mode: str, upright: bool) -> Float[Tensor, "C H W"]:
+    image = _decode(path, upright)
+    try:
+        return _pixels(image, mode)
+    except ValueError as error:
+        raise ValueError(f"cannot read the image {path}: {error}") from error
 
 
 def read_image(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor, "3 H W"]:
@@ -203,7 +246,7 @@ def read_image(path: str | os.PathLike, *, upright: bool = False) -> Float[Tenso
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded.
     """
-    return _pixels(_decode(path, upright), "RGB")
+    return _read(path, "RGB", upright)
 
 
 def read_rgba(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor, "4 H W"]:
@@ -213,7 +256,32 @@ def read_rgba(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor
         FileNotFoundError: there is no such file.
         ValueError: the file cannot be decoded.
     """
-    return _pixels(_decode(path, upright), "RGBA")
+    return _read(path, "RGBA", upright)
+
+
+def read_mask(path: str | os.PathLike, *, upright: bool = False) -> Float[Tensor, "1 H W"]:
+    """A silhouette that is stored as a picture, float64 in [0, 1]: white on the object, black elsewhere; or its alpha.
+
+    Alpha is the silhouette where the visible pixels are not themselves both black and white: the object cut out, or
+    painted in one color.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be decoded, or it holds 0 and 1 where black and white are meant.
+    """
+    rgba = read_rgba(path, upright=upright)
+    mask, alpha = rgba[:1], rgba[3:]
+    if bool((alpha < 1).any()):
+        visible = mask[alpha > _HALF]
+        black, white = visible < 0.1, visible > 0.9
+        drawn = bool(black.any()) and bool(white.any()) and int((black | white).sum()) >= 0.95 * len(visible)
+        mask = mask * alpha if drawn else alpha
+    if 0 < float(mask.max()) < _HELD_AS_MASK:
+        raise ValueError(
+            f"the largest value of the mask {path} is {255 * float(mask.max()):.3g} of 255: multiply it, so that the "
+            "object is white (255)"
+        )
+    return mask
 
 
 def write_webp(path: str | os.PathLike, image: Float[Tensor, "3 H W"], *, quality: int = 90) -> None:

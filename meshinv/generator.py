@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
 from meshinv.layers import ConditionalBatchNorm, MapConv, SpectralMapConv, double_size, scaled_channels
 from meshinv.mesh import UVMaps
 from meshinv.template import average_poles, unfold
@@ -40,6 +41,7 @@ class ConditionalBlock(nn.Module):
         return branch + self.shortcut(maps)
 
 
+@storable
 class Generator(nn.Module):
     """Class-conditional generator of texture and displacement maps.
 

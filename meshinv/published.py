@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from invkit.geometry.camera import Camera
+from invkit.runtime.arrays import MAX_BYTES
+from invkit.runtime.arrays import read_npz as read_npz_arrays
 from invkit.runtime.pickles import pickled_array, read_pickle
 
 LARGEST = 1e6  # no number of a camera comes near it; NaN is not below it either
@@ -31,11 +33,10 @@ def read_npz(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             published = _pickled_member(archive) if archive.namelist() == ["data.npy"] else None
-        if published is None:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # a damaged archive fails in many ways, and all of them mean this
         raise ValueError(f"{path} is damaged, or neither published nor plain arrays: {error}; get it again") from error
+    if published is None:
+        return read_npz_arrays(path)
     data = read_pickle(published, path)
     if not isinstance(data, dict):
         raise ValueError(f"{path}: member data is a {type(data).__name__}, not a dict; this is no published file")
@@ -118,5 +119,7 @@ def _numbers(entry: dict[str, Any], name: str, count: int, where: str) -> np.nda
 
 def _pickled_member(archive: zipfile.ZipFile) -> bytes | None:
     """The pickle in the array `data`; None if that is an array of numbers."""
+    if archive.getinfo("data.npy").file_size > MAX_BYTES:
+        raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
     with archive.open("data.npy") as file:
         return pickled_array(file)

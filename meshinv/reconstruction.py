@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
 from meshinv.layers import BatchNorm, MapConv, double_size, scaled_channels
 from meshinv.mesh import UVMaps
 from meshinv.template import average_poles, unfold
@@ -33,6 +34,7 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(branch))) + self.shortcut(maps)
 
 
+@storable
 class ReconstructionNet(nn.Module):
     """Photograph and mask to maps. A fresh network yields displacement 0, the undeformed sphere.
 

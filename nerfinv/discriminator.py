@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
+from invkit.runtime.networks import storable
 from nerfinv.layers import EqualizedConv2d, EqualizedLinear, channels_last
 
 POSE_SIZE = 13
 
 
+@storable
 class Discriminator(nn.Module):
     """One logit for each image; the higher, the more it looks like a photograph.
 

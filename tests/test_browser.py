@@ -11,9 +11,10 @@ import pytest
 import trimesh
 from PIL import Image, ImageDraw
 
-from invkit.evaluation.page import MAP, PHOTOGRAPH, SIDE, STEP, Method, Page, Result, Tile, file_name
+from invkit.evaluation.page import MAP, PHOTOGRAPH, SIDE, STEP, Method, Page, Result, Tile
 from invkit.evaluation.viewer import write_page
 from invkit.export import write_glb
+from invkit.runtime.files import file_name
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "browser" / "chromium.py"
 spec = importlib.util.spec_from_file_location("chromium", SCRIPT)

@@ -33,9 +33,10 @@ KIT = (
 # The same inside rooms, where there is an order worth keeping.
 ROOMS = {
     "runtime": (
-        {"files", "pace", "usage", "settings", "version", "arithmetic"},
+        {"files", "pace", "usage", "settings", "version", "arithmetic", "pickle_limits"},
         {"commandline"},
-        {"dist", "log", "checkpoint", "conversion", "pickles", "shipped"},
+        {"dist", "log", "checkpoint", "conversion", "pickles", "arrays", "matlab", "shipped"},
+        {"networks"},
         {"run"},
     ),
     "geometry": ({"rotation"}, {"camera"}, {"augment"}),

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Float64, Shaped
 
 from invkit.data.dataset import ImageSet, read_on_white
+from invkit.data.srn import check_in_view
 from invkit.geometry.camera import Camera
 from invkit.images import read_image
+from invkit.runtime.arrays import read_npy
 from invkit.types import Views
 
 _OBTAIN = "see docs/datasets.md for where to get it"
@@ -58,9 +60,11 @@ class Carla(ImageSet):
         path = self._poses[self._position(index)]
         matrix = torch.from_numpy(np.vstack([read_extrinsics(path), [0, 0, 0, 1]]))[None]
         try:
-            return Camera.from_matrix(matrix, torch.tensor([self.focal]).double()).to("cpu", dtype=torch.float32)
+            camera = Camera.from_matrix(matrix, torch.tensor([self.focal]).double())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        check_in_view(camera, path)
+        return camera.to("cpu", dtype=torch.float32)
 
 
 def read_focal(path: Path, width: int) -> float:
@@ -97,7 +101,7 @@ def read_extrinsics(path: Path) -> Float64[np.ndarray, "3 4"]:
 
 
 def _read_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    try:
-        return np.load(path, allow_pickle=False).astype(np.float64)
-    except (ValueError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"cannot read {path} ({error}); it is damaged: {_OBTAIN}") from error
+    numbers = read_npy(path, _OBTAIN)
+    if numbers.dtype.kind not in "buif":
+        raise ValueError(f"{path} holds {numbers.dtype}, not numbers; {_OBTAIN}")
+    return numbers.astype(np.float64)

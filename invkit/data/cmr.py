@@ -4,24 +4,28 @@ Two files describe a split, entry by entry: `images` has the path, the box and t
 `sfm_anno` its weak-perspective camera from structure from motion.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from invkit.data.dataset import ImageSet, Preparation, to_square
-from invkit.data.names import checked_name
+from invkit.data.names import checked_name, file_below
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
-from invkit.images import Box, read_image, square_box
+from invkit.images import Box, read_image
+from invkit.runtime import matlab
 from invkit.types import Views
 
+LARGEST_BOX = 4
+NEAR = 5
+"""An object's center lies no farther from its box than this, in sides of the box."""
 OBTAIN = "see docs/datasets.md for where to get it, and run scripts/prepare_data.py check on the folder"
 
 
@@ -47,6 +51,11 @@ class Record:
     label: int | None = None
     cad_index: int | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the photograph."""
+        return self.mask.shape
+
     def silhouette(self) -> Bool[np.ndarray, "H W"]:
         """The annotated mask."""
         return self.mask
@@ -60,6 +69,7 @@ class Annotation(Protocol):
     path: Path
     box: tuple[float, float, float, float]
     camera: Camera
+    size: tuple[int, int]
     label: int | None
 
     def silhouette(self) -> Bool[np.ndarray, "H W"]:
@@ -96,11 +106,17 @@ class AnnotatedPhotos(ImageSet):
 
         Raises:
             FileNotFoundError: a photograph is missing.
+            ValueError: a box or a camera is impossible.
         """
         missing = [record.path for record in records if not record.path.is_file()]
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(records)} photographs are missing, first {missing[0]}: {OBTAIN}"
+            )
+        wrong = [f"{record.name}: {fault}" for record in records for fault in faults(record)]
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} of {len(records)} annotations are impossible, first of {wrong[0]}; {OBTAIN}"
             )
         self.records = list(records)
         self.size, self.num_classes = size, num_classes
@@ -117,6 +133,10 @@ class AnnotatedPhotos(ImageSet):
         image = read_photo(record, mask)
         square = self._square(index)
         rgb, cut_mask = self.preparation.cut(image, mask[None], square, self.size)
+        if not bool(cut_mask.any()):
+            raise ValueError(
+                f"{record.path}: nothing of its silhouette is left at {self.size} pixels; use a larger size"
+            )
         label = None if record.label is None else torch.tensor([record.label])
         views = Views(rgb, cut_mask, self._camera(item, square), label, torch.tensor([index]))
         views = views.to("cpu", dtype=torch.float32)
@@ -181,8 +201,36 @@ def read_records(images_mat: Path, cameras_mat: Path, photos: Path) -> list[Reco
             raise ValueError(f"{images_mat}: mask of {relative} is not an image of numbers; {OBTAIN}")
         del image.mask  # thousands of photographs' masks: not twice in memory
         name = relative.rpartition(".")[0]
-        records.append(Record(position, name, photos / relative, box, cameras[position], mask > 0, cad_index=cad_index))
+        path = file_below(photos, relative)
+        records.append(Record(position, name, path, box, cameras[position], mask > 0, cad_index=cad_index))
     return records
+
+
+def faults(record: Annotation) -> list[str]:
+    """In words, why box or camera of a record are those of no object in its photograph."""
+    camera = record.camera
+    found = [_fault_of_box(record.box, *record.size)]
+    for what, numbers in (("rotation", camera.quat), ("translation", camera.shift), ("scale", camera.scale)):
+        if not all(map(math.isfinite, numbers.flatten().tolist())):
+            found.append(f"the {what} of its camera is not finite")
+    if camera.scale.item() <= 0:
+        found.append("its camera has no positive scale")
+    return [fault for fault in found if fault]
+
+
+def _fault_of_box(box: Sequence[float], height: int, width: int) -> str:
+    left, top, right, bottom = box
+    if not all(map(math.isfinite, box)):
+        fault = "is not finite"
+    elif right < left or bottom < top:
+        fault = "is empty"
+    elif right < 0 or bottom < 0 or left >= width or top >= height:
+        fault = f"lies outside of the photograph, {width} x {height}"
+    elif max(right - left, bottom - top) > LARGEST_BOX * max(height, width):
+        fault = f"is more than {LARGEST_BOX} times as long as the photograph, {width} x {height}"
+    else:
+        return ""
+    return f"its box {fault}: {[round(side, 2) for side in box]}, from 0"
 
 
 def read_photo(record: Annotation, mask: Shaped[Tensor, "H W"]) -> Float[Tensor, "3 H W"]:
@@ -218,13 +266,28 @@ def problems(files: Sequence[Path], read: Callable[[], Sequence[Annotation]], sp
             if not mask.any():
                 found.append(f"{record.name} of {split}: its mask in the annotations is empty; {OBTAIN}")
             read_photo(record, torch.from_numpy(mask))
-            square_box(record.box)
         except FileNotFoundError as error:
             found.append(f"{error}; {OBTAIN}")
         except ValueError as error:
             found.append(f"{record.name} of {split}: {error}")
-        if not record.camera.scale.item() > 0:
-            found.append(f"{record.name} of {split}: its camera has no positive scale; {OBTAIN}")
+        wrong = faults(record)
+        if not wrong and record.camera.inv_focal.item() == 0:
+            wrong = far_off(record.camera, record.box)
+        found += [f"{record.name} of {split}: {fault}; {OBTAIN}" for fault in wrong]
+    return found
+
+
+def far_off(camera: Camera, box: Sequence[float | int]) -> list[str]:
+    """In words, why a weak-perspective camera in pixels can hardly be that of the object in the box."""
+    left, top, right, bottom = box
+    side = max(right - left, bottom - top) + 1
+    x, y = camera.shift[0].tolist()
+    scale = camera.scale.item() / side
+    found = []
+    if not (left - NEAR * side < x < right + NEAR * side and top - NEAR * side < y < bottom + NEAR * side):
+        found.append(f"its camera puts the object's center at ({x:.4g}, {y:.4g}), far from its box")
+    if not 0.01 < scale < 100:
+        found.append(f"its camera has the scale {camera.scale.item():.4g}, in a box of {side:.4g} pixels")
     return found
 
 
@@ -251,9 +314,9 @@ def read_mat(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is missing; {OBTAIN}")
     try:
-        return scipy.io.loadmat(path, struct_as_record=False, squeeze_me=True)
-    except Exception as error:  # a truncated file raises whatever its broken bytes happen to mean
-        raise ValueError(f"cannot read {path} ({type(error).__name__}: {error}); it is damaged: {OBTAIN}") from error
+        return matlab.read_mat(Path(path))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} ({error}); it is damaged: {OBTAIN}") from error
 
 
 def structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
@@ -274,6 +337,22 @@ def structs(path: Path, variable: str, needed: Sequence[str]) -> np.ndarray:
     return structs
 
 
+def _check_rotations(rotations: Float[Tensor, "N 3 3"]) -> None:
+    """Do nothing where these are rotations.
+
+    Raises:
+        ValueError: one is none; the message names the entry.
+    """
+    off = (rotations @ rotations.mT - torch.eye(3, dtype=rotations.dtype)).abs().amax(dim=(1, 2))
+    for fault, wrong in {
+        "rot is not finite": ~rotations.isfinite().flatten(1).all(dim=1),
+        "rot is no rotation (its rows are not of unit length at right angles)": off > 1e-2,
+        "rot mirrors space": torch.linalg.det(rotations.nan_to_num()) <= 0,
+    }.items():
+        if bool(wrong.any()):
+            raise ValueError(f"entry {int(wrong.nonzero()[0])}: {fault}")
+
+
 def _cameras(poses: np.ndarray, path: Path) -> Camera:
     """All of a split's cameras in pixels, float64."""
     try:
@@ -281,6 +360,7 @@ def _cameras(poses: np.ndarray, path: Path) -> Camera:
         scales = torch.tensor([float(pose.scale) for pose in poses], dtype=torch.float64)
         shifts = torch.tensor(np.stack([pose.trans for pose in poses]), dtype=torch.float64)
         count = len(poses)
+        _check_rotations(rotations.view(count, 3, 3))
         quats = rotation.from_matrix(rotations.view(count, 3, 3))
         return Camera(quats, scales, shifts.view(count, 2), torch.zeros_like(scales))
     except (TypeError, ValueError, RuntimeError) as error:

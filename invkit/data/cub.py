@@ -9,6 +9,7 @@ those of radiance-field inversion. docs/datasets.md says where the files come fr
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from invkit.data.cmr import OBTAIN, AnnotatedPhotos, Record, read_mean_shape
 from invkit.data.dataset import ImageSet, Preparation, subset
 from invkit.geometry.camera import Camera
 from invkit.images import Box, resize_area
+from invkit.runtime.arrays import read_npy
 
 NUM_CLASSES = 200
 SPLITS = ("train", "val", "test", "testval")
@@ -111,7 +113,7 @@ class Cub(AnnotatedPhotos):
             there.predicted_masks, there.predicted_cameras = None, {}
         if not (self.root / ANNOTATED).is_file():
             return there
-        drawn = set((self.root / ANNOTATED).read_text().splitlines())
+        drawn = set(read_text(self.root / ANNOTATED).splitlines())
         return subset(there, [i for i, name in enumerate(self.names) if name.removesuffix("_mirrored") in drawn])
 
     def _mask(self, item: int) -> Float[Tensor, "H W"]:
@@ -120,10 +122,15 @@ class Cub(AnnotatedPhotos):
         path = self.predicted_masks / f"{item}.npy"
         if not path.is_file():
             raise FileNotFoundError(f"no predicted mask {path} for {self.records[item].name}; {OBTAIN}")
-        try:
-            return torch.from_numpy(np.load(path, allow_pickle=False).squeeze().astype(np.float64))
-        except (ValueError, OSError, EOFError) as error:
-            raise ValueError(f"cannot read the predicted mask {path} ({error}); get it again") from error
+        mask = read_npy(path).squeeze()
+        if mask.dtype.kind not in "buif" or mask.ndim != 2:
+            raise ValueError(f"the predicted mask {path} is {mask.dtype} {list(mask.shape)}, no image; get it again")
+        mask = mask.astype(np.float64)
+        if not np.isfinite(mask).all() or mask.min(initial=0) < 0 or mask.max(initial=0) > 1:
+            raise ValueError(f"the predicted mask {path} has other numbers than 0 to 1: divide by 255, or get it again")
+        if not mask.any():
+            raise ValueError(f"the predicted mask {path} of {self.records[item].name} is empty; get it again")
+        return torch.from_numpy(mask)
 
     def _camera(self, item: int, square: Box) -> Camera:
         return self.predicted_cameras.get(item, super()._camera(item, square))
@@ -184,11 +191,24 @@ def read_table(path: Path) -> dict[str, str]:
     """First column -> second of a text file of two columns."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {OBTAIN}")
-    rows = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    rows = [line.split(maxsplit=1) for line in read_text(path).splitlines() if line.strip()]
     wrong = [number for number, row in enumerate(rows, 1) if len(row) != 2]
     if wrong:
         raise ValueError(f"{path}: line {wrong[0]} has no two columns; {OBTAIN}")
     return {first: second.strip() for first, second in rows}
+
+
+def read_text(path: Path) -> str:
+    """A list, which is text.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}: line {line} is not UTF-8 text; {OBTAIN}") from error
 
 
 def _read_predicted_cameras(
@@ -214,6 +234,10 @@ def _read_predicted_cameras(
                 f"{path} gives no pred_cam of 7 numbers and pred_pose_overlay_iou to {stem} ({error!r}): "
                 "was it predicted for another split?"
             ) from error
+        if not (math.isfinite(overlap) and bool(vector.isfinite().all())):
+            raise ValueError(f"{path}: pred_cam or pred_pose_overlay_iou of {stem} is not finite; {OBTAIN}")
+        if overlap > min_overlap and not (vector[0, 0] > 0 and abs(vector[0, 3:].norm() - 1) < 0.05):
+            raise ValueError(f"{path}: pred_cam of {stem} is {vector[0].tolist()}; {OBTAIN}")
         if overlap > min_overlap:
             cameras[position] = Camera.from_cmr(vector)
     return cameras

@@ -24,6 +24,7 @@ from invkit.data.cub import ANNOTATED, annotation_files, read_table
 from invkit.data.names import checked_name, file_below
 from invkit.data.staging import write_once
 from invkit.images import read_image
+from invkit.runtime.arrays import read_npz
 
 SPLITS = {"1": "train", "0": "test"}
 """The splits by the last column of `good_ids.txt`."""
@@ -117,14 +118,13 @@ def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
     """
     source = Path(source)
     chosen, sizes, boxes, classes = (read_table(source / name) for name in _LISTS)
+    if not chosen:
+        raise ValueError(f"{source / _LISTS[0]} lists no birds; {_OBTAIN}")
     try:
         parts = np.loadtxt(_needed(source / _PARTS), ndmin=2).reshape(-1, 15, 5)
-        with np.load(_needed(source / _CAMERAS), allow_pickle=False) as archive:
-            cameras = {name: archive[name] for name in ("image_id", "rot", "scale", "trans", "mean_shape", "conv_tri")}
-    except FileNotFoundError:
-        raise
-    except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"cannot read {source / _PARTS} or {source / _CAMERAS} ({error}); {_OBTAIN}") from error
+    except ValueError as error:
+        raise ValueError(f"cannot read {source / _PARTS} ({error}); {_OBTAIN}") from error
+    cameras = _read_cameras(source / _CAMERAS)
     parts_of = {str(int(rows[0, 0])): rows[:, 2:] for rows in parts}
     camera_of = {str(image_id): place for place, image_id in enumerate(cameras["image_id"])}
 
@@ -143,6 +143,11 @@ def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
             width, height, small_width, small_height = map(int, sizes[image_id].split()[-4:])
             x, y, box_width, box_height = map(float, boxes[image_id].split())
             place = camera_of[image_id]
+            if (
+                min(width, height, small_width, small_height) < 1
+                or not np.isfinite([x, y, box_width, box_height]).all()
+            ):
+                raise ValueError("a size below 1, or a box that is not finite")
             bird = Bird(
                 image_id=int(image_id),
                 path=path,
@@ -164,6 +169,33 @@ def read_subset(source: str | Path, *, even_train: bool = False) -> Subset:
             continue
         birds.append(bird.resized(small_width, small_height))
     return Subset(birds, cameras["mean_shape"], cameras["conv_tri"], gaps)
+
+
+def _read_cameras(path: Path) -> dict[str, np.ndarray]:
+    """By name, as many entries as there are images.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or damaged, or a camera is impossible.
+    """
+    names = ("image_id", "rot", "scale", "trans", "mean_shape", "conv_tri")
+    cameras = read_npz(_needed(path), names, _OBTAIN)
+    count = cameras["image_id"].size
+    shapes = {"image_id": (count,), "rot": (count, 3, 3), "scale": (count,), "trans": (count, 2), "mean_shape": (15, 3)}
+    for name, shape in shapes.items():
+        found = cameras[name]
+        if found.shape != shape or found.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{path}: {name} is {found.dtype} {list(found.shape)}, not numbers {list(shape)}; {_OBTAIN}"
+            )
+        if not np.isfinite(cameras[name]).all():
+            raise ValueError(f"{path}: {name} has numbers that are not finite; {_OBTAIN}")
+    rot = cameras["rot"]
+    off = abs(rot @ rot.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2), initial=0) > 1e-2
+    wrong = off | (np.linalg.det(rot) <= 0) | (cameras["scale"] <= 0)
+    if wrong.any():
+        image_id = cameras["image_id"][wrong.argmax()]
+        raise ValueError(f"{path}: rot of image {image_id} is no rotation, or its scale is not positive; {_OBTAIN}")
+    return cameras
 
 
 def read_mask(bird: Bird) -> Bool[np.ndarray, "H W"]:

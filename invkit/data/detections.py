@@ -23,6 +23,7 @@ from torch.nn.functional import normalize
 from invkit.data import rle
 from invkit.data.cmr import OBTAIN, AnnotatedPhotos
 from invkit.data.dataset import Preparation
+from invkit.data.names import checked_name, file_below
 from invkit.geometry.camera import Camera
 from invkit.images import Box, resize_area
 from invkit.runtime.checkpoint import load_foreign
@@ -159,7 +160,7 @@ def read_detections(detections_npy: Path, poses_bin: Path, root: Path, photos: s
     found = []
     for place, position in enumerate(indices):
         box, size, counts = _geometry(entries[position], f"{detections_npy}: entry {position}")
-        path = root / paths[position]
+        path = file_below(root, paths[position])
         camera = cameras[place : place + 1]
         found.append(Detection(position, names[position], path, box, camera, size, counts, detections_npy))
     return found
@@ -190,7 +191,7 @@ def _read_entries(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
             raise ValueError(
                 f"{path}: image_path of entry {position} is {image_path!r}, not {PUBLISHED}<name>/<file>; {OBTAIN}"
             )
-        paths.append(parts[1])
+        paths.append(checked_name(parts[1], path))
     return entries, paths
 
 

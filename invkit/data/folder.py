@@ -18,9 +18,9 @@ Where no camera is given, it is a plain guess: the object seen from its side, as
 guess of an inversion searches from there.
 """
 
-import csv
-import json
 import math
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +30,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from invkit.data.cmr import far_off
 from invkit.data.dataset import ImageSet, Preparation, subset, to_square
+from invkit.data.manifest import MANIFESTS, SUFFIXES, numbered, read_manifest
+from invkit.data.names import file_below
 from invkit.geometry import rotation
 from invkit.geometry.camera import Camera
-from invkit.images import Box, composite, read_image, read_rgba
+from invkit.images import Box, composite, read_mask, read_rgba
 from invkit.types import Views
 
-MANIFESTS = ("manifest.json", "manifest.csv")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".gif", ".raw", ".dng", ".cr2", ".nef", ".jp2", ".svg")
+"""Pictures that are not read; a folder that has some is told so."""
 _FOREGROUND = 0.5
-KEYS = ("image", "mask", "label", "split", "camera")
+_PIXELS = "the manifest gives pixels of the upright photograph"
 SIDE_VIEW = (math.sqrt(6) / 4, math.sqrt(2) / 4, -math.sqrt(6) / 4, math.sqrt(2) / 4)
 """The object from its side, inclined by 30 degrees: MeshInversion's canonical view."""
 
@@ -93,7 +96,13 @@ class Folder(ImageSet):
         index = self._position(index)
         photo = self.photos[index]
         rgb, mask = read_photo(photo)
-        return item(rgb, mask, photo.camera, photo.label, index, self.size, self.preparation)
+        wrong = [] if photo.camera is None else far_off(Camera.from_cmr(photo.camera), _tight_box(mask))
+        if wrong:
+            raise ValueError(f"{photo.path}: {wrong[0]}; {_PIXELS}")
+        views = item(rgb, mask, photo.camera, photo.label, index, self.size, self.preparation)
+        if not bool(views.mask.any()):
+            raise ValueError(f"{photo.path}: nothing is left of its silhouette at {self.size} pixels: make size larger")
+        return views
 
     def label(self, index: int) -> int | None:
         return self.photos[self._position(index)].label
@@ -126,10 +135,11 @@ def read_photos(root: str | Path, split: str | None = None) -> tuple[list[Photo]
     if len(manifests) > 1:
         raise ValueError(f"{root} has both {' and '.join(MANIFESTS)}: keep one")
     source = manifests[0] if manifests else root
-    rows, classes = _manifest(source) if manifests else (_listed(root), [])
-    labels, num_classes = _labels([row.get("label") for row in rows], classes, source)
+    rows, classes = read_manifest(source) if manifests else (_listed(root), [])
+    labels, num_classes = numbered([row.get("label") for row in rows], classes, source)
+    masks = _masks(root)
     photos = [
-        _photo(root, row, label, source)
+        _photo(root, row, masks, label, source)
         for row, label in zip(rows, labels, strict=True)
         if split is None or row.get("split") == split
     ]
@@ -137,8 +147,7 @@ def read_photos(root: str | Path, split: str | None = None) -> tuple[list[Photo]
         splits = sorted({str(row["split"]) for row in rows if row.get("split") is not None})
         which = "" if split is None else f" of split {split!r} (there are: {', '.join(splits) or 'no splits'})"
         raise ValueError(f"{source} has no photographs{which}")
-    names = [photo.name for photo in photos]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(photo.name for photo in photos).items() if count > 1)
     if twice:
         raise ValueError(f"{source}: photographs need different names (suffix apart); {twice[0]} is there twice")
     return photos, num_classes
@@ -152,7 +161,7 @@ def read_photo(photo: Photo) -> tuple[Float[Tensor, "3 H W"], Float[Tensor, "1 H
         ValueError: a file is damaged, or there is no silhouette.
     """
     rgba = read_rgba(photo.path, upright=True)
-    mask = None if photo.mask is None else read_image(photo.mask, upright=True)[:1]
+    mask = None if photo.mask is None else read_mask(photo.mask, upright=True)
     if mask is None and bool((rgba[3] == 1).all()):
         raise ValueError(
             f"{photo.path} is opaque and has no mask: give masks/{photo.path.stem}.png or an alpha channel"
@@ -220,10 +229,13 @@ def problems(root: str | Path) -> list[str]:
         photos, _ = read_photos(root)
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
-    found = []
+    found = _not_read(Path(root))
     for photo in photos:
         try:
-            read_photo(photo)
+            _, mask = read_photo(photo)
+            if photo.camera is not None:
+                wrong = far_off(Camera.from_cmr(photo.camera), _tight_box(mask))
+                found += [f"{photo.path}: {fault}; {_PIXELS}" for fault in wrong]
         except (FileNotFoundError, ValueError) as error:
             found.append(str(error))
     return found
@@ -231,60 +243,52 @@ def problems(root: str | Path) -> list[str]:
 
 def _listed(root: Path) -> list[dict[str, Any]]:
     folder = root / "images" if (root / "images").is_dir() else root
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not _is_hidden(path))
     return [{"image": path.relative_to(root).as_posix()} for path in paths]
 
 
-def _manifest(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows without what is left empty, and the names of the classes in their order."""
-    try:
-        if path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows, classes = content["images"], content.get("classes", [])
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows, classes = list(csv.DictReader(file)), []
-            for row in rows:
-                row.update({"label": int(row["label"])} if (row.get("label") or "").isdigit() else {})
-                row.update({"camera": row["camera"].split()} if row.get("camera") else {})
-        rows = [{key: value for key, value in row.items() if value not in (None, "")} for row in rows]
-    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a manifest ({error!r}); docs/datasets.md shows one") from error
-    for number, row in enumerate(rows):
-        unknown = sorted(str(key) for key in row if key not in KEYS)
-        if unknown or not isinstance(row.get("image"), str):
-            wrong = f"the unknown key {unknown[0]!r}" if unknown else "no image"
-            raise ValueError(f"{path}: entry {number} has {wrong}; the keys are {', '.join(KEYS)}")
-    return rows, classes
+def _is_hidden(path: Path) -> bool:
+    """Such as ._robin.png, which macOS writes beside robin.png."""
+    return path.name.startswith(".")
 
 
-def _labels(labels: Sequence[int | str | None], classes: Sequence[str], source: Path) -> tuple[list[int | None], int]:
-    """Classes as numbers, and how many there are."""
-    if all(label is None for label in labels):
-        return list(labels), 0
-    if all(isinstance(label, int) and label >= 0 for label in labels):
-        count = max(len(classes), 1 + max(labels))
-        if classes and count > len(classes):
-            raise ValueError(f"{source}: label {count - 1} is outside the {len(classes)} classes")
-        return list(labels), count
-    if not all(isinstance(label, str) for label in labels):
-        raise ValueError(f"{source}: labels must be given for every image or none; all numbers from 0, or all names")
-    names = list(classes) or sorted(set(labels))
-    unknown = sorted(set(labels) - set(names))
-    if unknown:
-        raise ValueError(f"{source}: {unknown[0]!r} is not one of its classes")
-    return [names.index(label) for label in labels], len(names)
+def _not_read(root: Path) -> list[str]:
+    """In words, pictures that lie in a folder without a manifest and are not taken for photographs."""
+    if any((root / name).is_file() for name in MANIFESTS):
+        return []
+    images = root / "images"
+    here = [path for path in root.iterdir() if not _is_hidden(path)]
+    there = [path for path in images.iterdir() if not _is_hidden(path)] if images.is_dir() else []
+    found = []
+    if other := sorted(path.name for path in here + there if path.suffix.lower() in OTHER_SUFFIXES):
+        found.append(f"{root}: {_first(other)} not read; convert to one of {', '.join(SUFFIXES)}")
+    beside = sorted(path.name for path in here if images.is_dir() and path.suffix.lower() in SUFFIXES)
+    if beside:
+        found.append(f"{root}: {_first(beside)} not read, as there is a folder images: move them into it")
+    return found
 
 
-def _photo(root: Path, row: Mapping[str, Any], label: int | None, source: Path) -> Photo:
-    path = root / row["image"]
-    mask = root / row["mask"] if "mask" in row else _mask_beside(root, path)
+def _first(names: Sequence[str]) -> str:
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
+
+
+def _photo(root: Path, row: Mapping[str, Any], masks: Mapping[str, Path], label: int | None, source: Path) -> Photo:
+    path = file_below(root, row["image"])
+    mask = file_below(root, row["mask"]) if "mask" in row else masks.get(_alike(path))
     return Photo(Path(row["image"]).with_suffix("").as_posix(), path, mask, label, _camera(row, source))
 
 
-def _mask_beside(root: Path, path: Path) -> Path | None:
-    candidates = (root / "masks" / f"{path.stem}{suffix}" for suffix in SUFFIXES)
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
+def _masks(root: Path) -> dict[str, Path]:
+    """Photographs by their names' stems, as `_alike` gives them -> the masks beside them."""
+    folder = root / "masks"
+    paths = sorted(path for path in folder.iterdir() if not _is_hidden(path)) if folder.is_dir() else []
+    of_kind = {suffix: [path for path in paths if path.suffix.lower() == suffix] for suffix in reversed(SUFFIXES)}
+    return {_alike(path): path for paths in of_kind.values() for path in paths}
+
+
+def _alike(path: Path) -> str:
+    """The stem, in which accents may be written in two ways; file systems differ in which they keep."""
+    return unicodedata.normalize("NFC", path.stem)
 
 
 def _camera(row: Mapping[str, Any], source: Path) -> Float[Tensor, "1 7"] | None:

@@ -7,7 +7,6 @@
 
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.geometry.camera import Camera
+from invkit.runtime.arrays import read_npz
 from invkit.types import Views
 
 
@@ -90,8 +90,4 @@ class GroundTruth:
         path = self._path(name)
         if not path.is_file():
             raise FileNotFoundError(f"no ground truth {path}")
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {entry: archive[entry] for entry in entries}
-        except (KeyError, ValueError, OSError, EOFError, BadZipFile) as error:
-            raise ValueError(f"cannot read the ground truth {path} ({error!r}); make the data set again") from error
+        return read_npz(path, entries, "make the data set again")

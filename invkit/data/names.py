@@ -5,6 +5,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png")
 """Suffixes of photographs in published data sets."""
+LONGEST = 255
+"""Bytes of a part of a path, as file systems have it."""
 
 
 def checked_name(name: str, listed_in: str | Path, suffixes: Collection[str] = PHOTOGRAPHS) -> str:
@@ -17,15 +19,17 @@ def checked_name(name: str, listed_in: str | Path, suffixes: Collection[str] = P
     Raises:
         ValueError: it is something else.
     """
-    path, reason = PurePosixPath(name), ""
-    if not path.name or path.is_absolute() or PureWindowsPath(name).drive or "\\" in name or "\0" in name:
+    path, reason, told = PurePosixPath(name), "", name
+    if max((len(part.encode("utf-8", "surrogateescape")) for part in path.parts), default=0) > LONGEST:
+        reason, told = f"is longer than {LONGEST} bytes", f"{name[:40]}..."
+    elif not path.name or path.is_absolute() or PureWindowsPath(name).drive or "\\" in name or "\0" in name:
         reason = "is not a relative path"
     elif ".." in path.parts:
         reason = "leads out of its folder"
     elif path.suffix.lower() not in suffixes:
         reason = f"does not end in {', '.join(suffixes)}"
     if reason:
-        raise ValueError(f"{listed_in}: the name {name!r} {reason}; get the file again")
+        raise ValueError(f"{listed_in}: the name {told!r} {reason}; correct it, or get the file again")
     return name
 
 

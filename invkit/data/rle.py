@@ -10,6 +10,9 @@ import numpy as np
 from jaxtyping import Bool
 
 FIRST = 48  # "0"
+MAX_PIXELS = 2**26
+LONGEST = 35
+"""Bits of a number in the text: more than any silhouette has pixels."""
 
 
 def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> Bool[np.ndarray, "height width"]:
@@ -19,8 +22,10 @@ def decode(counts: bytes | str | Sequence[int], height: int, width: int) -> Bool
         counts: runs as numbers, or as COCO's text.
 
     Raises:
-        ValueError: the runs do not fill the image, or the text is none.
+        ValueError: the runs do not fill the image, it is larger than `MAX_PIXELS`, or the text is none.
     """
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise ValueError(f"a silhouette of {height} x {width}; it may have 1 to {MAX_PIXELS:,} pixels")
     text = counts.encode("latin1", "replace") if isinstance(counts, str) else counts
     runs = runs_of(text) if isinstance(text, bytes) else list(text)
     if min(runs, default=0) < 0 or sum(runs) != height * width:
@@ -42,6 +47,8 @@ def runs_of(text: bytes) -> list[int]:
             raise ValueError(f"character {character} is none of run lengths")
         value |= (group & 31) << shift
         shift += 5
+        if shift > LONGEST:
+            raise ValueError("a number of too many digits")
         if group & 32:
             continue
         if group & 16:  # the highest bit of the last group is the sign

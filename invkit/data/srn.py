@@ -8,6 +8,7 @@ The published chairs_train is nested once more, in chairs_2.0_train. Intrinsics 
 file states, so that archives whose intrinsics are for another size than the images (EG3D's) read the same.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,9 @@ class Srn(ImageSet):
         folders = sorted(path.parent for path in base.glob("*/intrinsics.txt"))
         if not folders:
             raise FileNotFoundError(f"{base} has no <object>/intrinsics.txt; {_OBTAIN}")
+        bare = [path for path in sorted(base.iterdir()) if (path / "rgb").is_dir() and path not in set(folders)]
+        if bare:
+            raise FileNotFoundError(f"{len(bare)} objects have no intrinsics.txt, first {bare[0]}; {_OBTAIN}")
         self.size, self.num_classes = size, 0
         self.objects = [folder.name for folder in folders]
         self.intrinsics = _shared_intrinsics(folders)
@@ -62,6 +66,9 @@ class Srn(ImageSet):
                 raise ValueError(
                     f"{folder} has {len(images)} images in rgb/ and {len(poses)} poses in pose/; {_OBTAIN}"
                 )
+            unpaired = sorted({path.stem for path in images} ^ {path.stem for path in poses})
+            if unpaired:
+                raise ValueError(f"{folder}: {unpaired[0]} is in one of rgb/ and pose/ only; {_OBTAIN}")
             self.object_of += [position] * len(images)
             self.names += [f"{folder.name}/{image.stem}" for image in images]
             self._files += zip(images, poses, strict=True)
@@ -77,9 +84,11 @@ class Srn(ImageSet):
         focal, center = (torch.tensor([value], dtype=torch.float64) for value in self._lens())
         matrix = torch.from_numpy(read_pose(pose_path) @ np.diag([1.0, -1.0, -1.0, 1.0]))[None]
         try:
-            return Camera.from_matrix(matrix, focal, center).to("cpu", dtype=torch.float32)
+            camera = Camera.from_matrix(matrix, focal, center)
         except ValueError as error:
-            raise ValueError(f"{pose_path}: {error}") from error
+            raise ValueError(f"{pose_path}: {error}; the matrix has to be camera-to-world") from error
+        check_in_view(camera, pose_path)
+        return camera.to("cpu", dtype=torch.float32)
 
     def _lens(self) -> tuple[float, tuple[float, float]]:
         x, y = self.intrinsics.center
@@ -96,10 +105,10 @@ def read_intrinsics(path: Path) -> Intrinsics:
     try:
         focal, x, y = (float(word) for word in lines[0][:3])
         height, width = (int(float(word)) for word in lines[-1])
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} must begin with `f c_x c_y 0.` and end with `height width` ({error})") from error
-    if height != width or height <= 0 or focal <= 0:
-        raise ValueError(f"{path}: f = {focal:g} must be positive and {height} x {width} square")
+    if height != width or height <= 0 or not 0 < focal < math.inf or not (0 <= x <= width and 0 <= y <= height):
+        raise ValueError(f"{path}: f = {focal:g} must be positive, c = ({x:g}, {y:g}) in {height} x {width}, square")
     return Intrinsics(focal / height, (x / height, y / height))
 
 
@@ -117,9 +126,24 @@ def read_pose(path: Path) -> Float64[np.ndarray, "4 4"]:
         raise ValueError(f"{path} holds {numbers.size} numbers; a camera-to-world matrix has 16")
     matrix = numbers.reshape(4, 4)
     axes = matrix[:3, :3]
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"{path} has numbers that are not finite; {_OBTAIN}")
     if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-3) or not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
         raise ValueError(f"{path} is not a rotation and a translation")
     return matrix
+
+
+def check_in_view(camera: Camera, path: Path) -> None:
+    """Do nothing where a camera looks at its object, which is at the world's origin.
+
+    Raises:
+        ValueError: it looks past it, as one does whose matrix is the inverse of what it should be.
+    """
+    if not bool(camera.shift.abs().max() <= 1):
+        raise ValueError(
+            f"{path}: the camera looks past the object, whose center is not in the picture; is this world-to-camera? "
+            "The matrix has to be camera-to-world"
+        )
 
 
 def _shared_intrinsics(folders: list[Path]) -> Intrinsics:

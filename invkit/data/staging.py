@@ -45,7 +45,12 @@ def _is_written(root: Path, recipe: dict[str, Any], receipt: str) -> bool:
         return False
     if not (root / receipt).is_file():
         raise ValueError(f"{root} exists and is not such a data set (no {receipt}); name another folder")
-    found = json.loads((root / receipt).read_text())
+    try:
+        found = json.loads((root / receipt).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{root / receipt} is damaged; remove {root} or name another folder") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{root / receipt} is damaged; remove {root} or name another folder")
     if found != recipe:
         differ = [
             f"{key}: {found.get(key)!r} there, {recipe.get(key)!r} asked for"

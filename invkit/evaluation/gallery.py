@@ -22,6 +22,7 @@ from invkit.geometry.camera import Camera
 from invkit.images import composite, grid, resize_bilinear, write_webp
 from invkit.inversion.records import Record, RecordStore
 from invkit.protocols import Prior, Renderer, scene_of
+from invkit.runtime.files import file_name
 from invkit.types import Guess, Rendering, Views
 
 TURNS = {
@@ -89,7 +90,7 @@ class Gallery:
         )
         if pictures is None:
             return result
-        strip = Path(pages.FOLDER) / "pictures" / f"{pages.file_name(record.name)}.{self.method.key}.webp"
+        strip = Path(pages.FOLDER) / "pictures" / f"{file_name(record.name)}.{self.method.key}.webp"
         write_webp(folder / strip, grid(torch.stack(list(pictures.values())), columns=len(pictures)))
         label = record.found.label
         return replace(

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from invkit.evaluation.report import Column, Row, Table
-from invkit.runtime.files import written_aside
+from invkit.runtime.files import file_name, written_aside
 
 FOLDER = "page"
 """Beside index.html: what it shows."""
@@ -182,11 +182,6 @@ class Page:
             )
         columns = [Column(number) for number in (IOU_BEFORE, IOU_AFTER, *measured)]
         return Table(self.title, ["method", "photographs", "without doubt"], columns, rows, comparable=False)
-
-
-def file_name(name: str) -> str:
-    """A file name for any name, no two the same."""
-    return quote(name, safe=" ").replace("%", "=")
 
 
 def relative(name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,6 +19,7 @@ from torch import Tensor
 from invkit.batch import Batch
 from invkit.geometry.camera import Camera
 from invkit.runtime import checkpoint
+from invkit.runtime.files import CUT, file_name
 from invkit.types import Estimate, Guess
 
 OK, DIVERGED, INVISIBLE, UNPOSED = "ok", "diverged", "nothing rendered", "no camera found"
@@ -133,7 +134,7 @@ class RecordStore:
 
     def path(self, name: str) -> Path:
         """Where the record of `name` is: any name gives a file name, and no two the same. "a/b" becomes a=2Fb.pt."""
-        return self.dir / f"{quote(name, safe=' ').replace('%', '=')}.pt"
+        return self.dir / f"{file_name(name)}.pt"
 
     def write(self, names: Sequence[str], index: Sequence[int], estimate: Estimate, trace: Trace) -> list[Record]:
         """Write one record for each image of the batch, and return them."""
@@ -217,7 +218,7 @@ class RecordStore:
 
     def names(self) -> list[str]:
         """Names of the images that have a record, sorted."""
-        return sorted(unquote(path.stem.replace("=", "%")) for path in self.dir.glob("*.pt"))
+        return sorted(_name_of(path) for path in self.dir.glob("*.pt"))
 
     def __len__(self) -> int:
         return len(self.names())
@@ -235,6 +236,11 @@ class RecordStore:
     def _save(self, record: Record) -> Record:
         checkpoint.save(self.path(record.name), asdict(record))
         return record
+
+
+def _name_of(path: Path) -> str:
+    """What a record is of; only one whose name is cut has to be read for it."""
+    return checkpoint.load(path)["name"] if CUT in path.stem else unquote(path.stem.replace("=", "%"))
 
 
 def _digest(record: Record) -> str:

@@ -3,7 +3,9 @@
 A file of ours loads with `weights_only=True`: nothing in it can run code, and it can be read without this project.
 """
 
+import errno
 import math
+import os
 import re
 import warnings
 import zipfile
@@ -45,15 +47,10 @@ def load(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        # torch.load does not compare the checksums that torch.save writes.
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
+        _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):
-        raise
     except Exception as error:  # a damaged file can fail in any of the readers' ways
+        _raise_what_may_pass(error, path)
         raise ValueError(f"{path} is damaged or not a checkpoint ({error}); delete it or restore it") from error
 
 
@@ -71,16 +68,12 @@ def load_foreign(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        if zipfile.is_zipfile(path):  # torch.load does not compare the checksums
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise ValueError(f"wrong checksum of {damaged}")
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
         with torch.serialization.safe_globals(_numpy_names()):
             payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (MemoryError, PermissionError):
-        raise
     except Exception as error:  # a damaged file can fail in any of the readers' ways
+        _raise_what_may_pass(error, path)
         message = str(error)
         if asked := re.search(r"GLOBAL (\S+)|but got <class '(\S+)'>", message):
             raise ValueError(
@@ -92,6 +85,34 @@ def load_foreign(path: Path | str) -> dict[str, Any]:
     if not isinstance(payload, dict):
         raise ValueError(f"{path} holds a {type(payload).__name__} and not the dictionary of a released checkpoint")
     return payload
+
+
+def _check_archive(path: Path) -> None:
+    """Do nothing where an archive is as torch.save wrote it: torch.load compares neither checksums nor sizes.
+
+    Raises:
+        ValueError: it is damaged, or unpacks to more than the file itself, as a bomb does.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it unpacks to more than its size; torch.save packs nothing")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"wrong checksum of {damaged}")
+
+
+def _raise_what_may_pass(error: Exception, path: Path) -> None:
+    """Do nothing where a file cannot be read because it is damaged, and not for want of memory or for now.
+
+    Raises:
+        MemoryError, OSError: it may be whole.
+    """
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        raise MemoryError(f"there is not enough memory to read {path}") from error
+    # A damaged directory of an archive leads to a place before its beginning, which is no argument.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        raise OSError(error.errno, f"{os.strerror(error.errno)}; try again later", str(path)) from error
 
 
 class Unread:

@@ -4,13 +4,21 @@ A job may be killed at any moment, also while it writes. So everything that a la
 place and renamed into it when it is complete and on the disk.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 ASIDE = ".partial"
 """Suffix of a file that is still being written; one that outlives its writer is rubbish."""
+
+
+LONGEST = 160
+"""Letters of a file name; file systems have 255, and suffixes follow."""
+CUT = "=~"
+"""In no name that is whole, where a letter and a digit follow each "="."""
 
 
 def project_folder(name: str) -> Path:
@@ -18,6 +26,17 @@ def project_folder(name: str) -> Path:
     package = Path(__file__).resolve().parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def file_name(name: str) -> str:
+    """A file name without suffix for any name, no two the same: "a/b" becomes a=2Fb.
+
+    A name that would be too long for file systems is cut, and ends in `CUT` and a digest of the whole.
+    """
+    quoted = quote(name, safe=" ").replace("%", "=")
+    if len(quoted) <= LONGEST:
+        return quoted
+    return f"{quoted[: LONGEST // 2]}{CUT}{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 @contextmanager

@@ -9,13 +9,14 @@ import math
 import pickle
 import pickletools
 import struct
-from collections import OrderedDict
 from collections.abc import Callable
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from invkit.runtime.pickle_limits import look_through
 
 STORAGES = {
     "DoubleStorage": "<f8",
@@ -31,20 +32,29 @@ STORAGES = {
 """Element type of torch's storages; a name, as a pickle could alter a dtype."""
 
 ARRAY_KINDS = "biufcSUO"
-MAX_DEPTH = 8
+MAX_DEPTH = 12
+"""Of containers in containers; a call that makes something counts as one."""
+MAX_AXES = 32
+MAX_CODE = 16
+"""Letters of a type of elements."""
+_GROWTH, _SLACK = 8, 2**20
+"""Values may take so many times the bytes of their pickle, and so many bytes more."""
 
 
 def read_pickle(pickled: bytes, path: Path) -> Any:
     """What a pickle holds: tensors and arrays as numpy arrays, arrays of objects as lists, single numbers as such.
 
+    What it names more than once is one object in the result, too.
+
     Args:
         path: where it comes from, for the message.
 
     Raises:
-        ValueError: it is damaged, or names anything that data are not made of.
+        ValueError: it is damaged, would be much larger in memory than the file, or names anything that data are not
+            made of.
     """
     try:
-        return _plain(_next_pickle(_Reader, BytesIO(pickled)))
+        return _Plain(_SLACK + _GROWTH * len(pickled)).value(_next_pickle(_Reader, BytesIO(pickled)))
     except _Forbidden as error:
         raise ValueError(
             f"{path} names {error}, which data are not made of; nothing was run. Get the file from its authors"
@@ -108,135 +118,251 @@ class _StorageReader(_Reader):
 
 
 def _next_pickle(reader: type[_Reader], file: BytesIO) -> Any:
-    """What the next pickle in a file holds. Its lengths are checked first, as pickle makes room before it looks."""
+    """What the next pickle in a file holds; it is looked through first, as pickle itself does not look."""
     start = file.tell()
-    for opcode, argument, _ in pickletools.genops(file):
-        if "PUT" in opcode.name and argument > len(file.getbuffer()):
-            raise ValueError(f"more than {argument} objects in {len(file.getbuffer())} bytes")
+    look_through(pickletools.genops(file), len(file.getbuffer()))
     file.seek(start)
     return reader(file).load()
 
 
+class _Call:
+    """A call that a pickle makes, with the state that it gives to the result. It is made when the result is wanted,
+    once, and only if that is large enough for it; without attributes that a pickle could set."""
+
+    __slots__ = ("args", "function", "state")
+
+    def __init__(self, function: "_Function", args: tuple) -> None:
+        self.function, self.args, self.state = function, args, None
+
+    def __setstate__(self, state: Any) -> None:
+        if self.function.stateless:
+            raise _Forbidden("the state of what has none")
+        self.state = state
+
+
 class _Function:
-    """A call that a pickle may make; without attributes that a pickle could set, as functions have."""
+    """What a pickle may call; without attributes that a pickle could set, as functions have.
 
-    __slots__ = ("_call",)
+    The call gets what makes values of its arguments, the arguments, and the state of the result.
+    """
 
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
+    __slots__ = ("call", "stateless")
 
-    def __call__(self, *args: Any) -> Any:
-        return self._call(*args)
+    def __init__(self, call: Callable[..., Any], *, stateless: bool = True) -> None:
+        self.call, self.stateless = call, stateless
+
+    def __call__(self, *args: Any) -> _Call:
+        return _Call(self, args)
 
     def __setstate__(self, state: Any) -> None:
         raise _Forbidden("the state of a function")
 
 
-class _Dtype:
-    """What a dtype's pickle says."""
+class _Dict(dict):
+    """What an ordered dictionary becomes, which gets its entries afterwards; the attributes of one are no data."""
 
-    __slots__ = ("dtype",)
+    __slots__ = ()
 
-    def __init__(self, code: str, *_: Any) -> None:
-        if not isinstance(code, str) or np.dtype(code).kind not in ARRAY_KINDS:
-            raise _Forbidden(f"an array of {code}")
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state: tuple) -> None:
-        _, order, subarray, names, fields, *_ = state
-        if (subarray, names, fields) != (None, None, None):
-            raise _Forbidden("an array of records")
-        self.dtype = self.dtype.newbyteorder(order)
+    def __setstate__(self, state: Any) -> None:
+        """Takes none."""
 
 
-class _Array:
-    """What an array's or a tensor's pickle says; `content` is an array, or what an array of objects held."""
+class _Dictionaries(_Function):
+    """The one call that is made at once where it has no arguments, as entries follow."""
 
-    __slots__ = ("content",)
+    __slots__ = ()
 
-    def __init__(self, content: Any = None) -> None:
-        self.content = content
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, column_major, content = state
-        if dtype.dtype.kind != "O":
-            self.content = _from_bytes(content, dtype.dtype).reshape(shape, order="F" if column_major else "C")
-        elif isinstance(content, list) and len(shape) <= 1 and len(content) == math.prod(shape):
-            self.content = content if shape else content[0]
-        else:
-            raise ValueError(f"an array of objects of shape {shape}")
+    def __call__(self, *args: Any) -> Any:
+        return _Call(self, args) if args else _Dict()
 
 
-def _from_bytes(content: bytes | bytearray, dtype: np.dtype) -> np.ndarray:
-    """A writable vector in the machine's byte order."""
-    if not isinstance(content, bytes | bytearray):
-        raise ValueError(f"numbers given as {type(content).__name__}")
-    return np.frombuffer(bytes(content), dtype).astype(dtype.newbyteorder("="))
+class _Plain:
+    """Makes plain values of what a pickle holds, each object once.
+
+    Args:
+        budget: bytes that all of them may take.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._left = budget
+        self._made: dict[int, Any] = {}
+        self._kept: list[Any] = []  # so that no other object gets the identity of one that was made a value
+
+    def charge(self, size: int) -> None:
+        """Do nothing where so many bytes are left.
+
+        Raises:
+            ValueError: they are not.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise ValueError("it would be much larger in memory than it is as a file")
+
+    def value(self, item: Any, depth: int = 0) -> Any:
+        """The value with calls replaced by what they give."""
+        if item is None or isinstance(item, str | bytes | bytearray | bool | int | float | complex):
+            return bytes(item) if isinstance(item, bytearray) else item
+        if id(item) not in self._made:
+            if depth > MAX_DEPTH:
+                raise ValueError(f"nested deeper than {MAX_DEPTH}")
+            self._made[id(item)] = self._value(item, depth)
+            self._kept.append(item)
+        return self._made[id(item)]
+
+    def _value(self, item: Any, depth: int) -> Any:
+        if isinstance(item, _Call):
+            return item.function.call(self, item.args, item.state, depth + 1)
+        if isinstance(item, dict):
+            return {self.key(key): self.value(entry, depth + 1) for key, entry in item.items()}
+        if type(item) in (list, tuple):
+            return type(item)(self.value(entry, depth + 1) for entry in item)
+        raise ValueError(f"a {type(item).__name__} among the data")
+
+    def key(self, item: Any) -> str | int:
+        """A key of a dictionary."""
+        key = self.value(item) if isinstance(item, _Call) else item
+        if not isinstance(key, str | int):
+            raise ValueError("keys other than text and numbers")
+        return key
+
+    def bytes(self, item: Any) -> bytes:
+        """What an array's numbers are given as."""
+        content = self.value(item)
+        if not isinstance(content, bytes):
+            raise ValueError(f"numbers given as {type(item).__name__}")
+        return content
+
+    def dtype(self, item: Any) -> np.dtype:
+        """The type of an array's elements."""
+        dtype = self.value(item) if isinstance(item, _Call) else None
+        if not isinstance(dtype, np.dtype):
+            raise ValueError(f"elements given as {type(item).__name__}")
+        return dtype
+
+    def vector(self, content: Any, dtype: np.dtype) -> np.ndarray:
+        """Numbers of this type, writable and in the machine's byte order."""
+        numbers = np.frombuffer(self.bytes(content), dtype)
+        self.charge(numbers.nbytes)
+        return numbers.astype(dtype.newbyteorder("="))
 
 
-def _reconstructed(*_: Any) -> _Array:
-    """An array without content; its state follows."""
-    return _Array()
+def _dtype(plain: _Plain, args: tuple, state: Any, _: int) -> np.dtype:
+    code = args[0] if args else None
+    if not isinstance(code, str) or len(code) > MAX_CODE or np.dtype(code).kind not in ARRAY_KINDS:
+        raise _Forbidden(f"an array of {code if isinstance(code, str) else type(code).__name__}"[:80])
+    dtype = np.dtype(code)
+    if state is None:
+        return dtype
+    _, order, subarray, names, fields, *_ = state
+    if not (subarray is None and names is None and fields is None):
+        raise _Forbidden("an array of records")
+    return dtype.newbyteorder(order)
 
 
-def _from_buffer(content: bytes | bytearray, dtype: _Dtype, shape: tuple[int, ...], order: str, *_: Any) -> _Array:
+def _reconstructed(plain: _Plain, _: tuple, state: Any, depth: int) -> Any:
+    """An array, or the list that an array of objects is; all of it is in its state."""
+    if state is None:
+        raise ValueError("an array without content")
+    _, shape, dtype, column_major, content = state
+    shape, kind = _shape(plain, shape), plain.dtype(dtype)
+    if kind.kind != "O":
+        return plain.vector(content, kind).reshape(shape, order="F" if column_major else "C")
+    if type(content) is list and len(shape) <= 1 and len(content) == math.prod(shape):
+        return plain.value(content if shape else content[0], depth)
+    raise ValueError(f"an array of objects of shape {list(shape)}")
+
+
+def _from_buffer(plain: _Plain, args: tuple, _: Any, depth: int) -> np.ndarray:
     """An array as pickle protocol 5 has it."""
-    return _Array(_from_bytes(content, dtype.dtype).reshape(shape, order=order))
+    content, dtype, shape, order, *_ = args
+    if order not in ("C", "F"):
+        raise ValueError("an order of neither rows nor columns")
+    return plain.vector(content, plain.dtype(dtype)).reshape(_shape(plain, shape), order=order)
 
 
-def _scalar(dtype: _Dtype, content: bytes) -> Any:
-    return _from_bytes(content, dtype.dtype).item()
+def _scalar(plain: _Plain, args: tuple, *_: Any) -> Any:
+    dtype, content = args
+    return plain.vector(content, plain.dtype(dtype)).item()
 
 
-def _encoded(text: str, encoding: str) -> bytes:
+def _encoded(plain: _Plain, args: tuple, *_: Any) -> bytes:
     """Bytes as pickle protocols 0 to 2 have them."""
-    if encoding != "latin1":
-        raise _Forbidden(f"the encoding {encoding}")
+    text, encoding = args
+    if type(text) is not str or encoding != "latin1":
+        raise _Forbidden(f"the encoding {encoding if type(encoding) is str else type(encoding).__name__}"[:80])
+    plain.charge(len(text))
     return text.encode("latin1")
 
 
-def _storage(content: bytes) -> _Array:
+def _nothing(*_: Any) -> bytes:
+    return b""
+
+
+def _ordered(plain: _Plain, args: tuple, _: Any, depth: int) -> dict:
+    """A dictionary that is given its pairs, as Python 2 has it."""
+    (pairs,) = args
+    if type(pairs) is not list or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError("a dictionary of something other than pairs")
+    plain.charge(100 * len(pairs))
+    return {plain.key(key): plain.value(entry, depth) for key, entry in pairs}
+
+
+def _storage(plain: _Plain, args: tuple, *_: Any) -> np.ndarray:
     """A tensor's numbers, from what torch.save wrote before version 1.6: magic number, version, machine, description,
     keys, each a pickle, then the number of elements and the elements."""
+    content = plain.bytes(*args)
+    plain.charge(len(content))
     file = BytesIO(content)
     *_, described, _ = (_next_pickle(_StorageReader, file) for _ in range(5))
-    kind, dtype, *_ = described
+    kind, dtype, *_ = plain.value(described)
     (count,) = struct.unpack("<q", file.read(8))
-    if kind != "storage" or dtype not in STORAGES.values() or count < 0:
-        raise ValueError(f"no storage: {described}")
-    return _Array(np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype, count))
+    if kind != "storage" or type(dtype) is not str or dtype not in STORAGES.values() or count < 0:
+        raise ValueError("no storage where one is described")
+    return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype, count)
 
 
-def _tensor(storage: _Array, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> _Array:
+def _tensor(plain: _Plain, args: tuple, *_: Any) -> np.ndarray:
     """A tensor of a storage, in an array of its own."""
-    numbers = storage.content.reshape(-1)
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    storage, offset, size, stride, *_ = args
+    numbers = plain.value(storage)
+    if not isinstance(numbers, np.ndarray):
+        raise ValueError("a tensor without a storage")
+    numbers, size, stride = numbers.reshape(-1), _shape(plain, size), _shape(plain, stride)
     if math.prod(size) == 0:
-        return _Array(np.empty(size, numbers.dtype))
+        return np.empty(size, numbers.dtype)
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or last >= len(numbers):
-        raise ValueError(f"a tensor of {size} reaches beyond its {len(numbers)} numbers")
+        raise ValueError(f"a tensor of {list(size)} reaches beyond its {len(numbers)} numbers")
+    plain.charge(math.prod(size) * numbers.itemsize)
     steps = [step * numbers.itemsize for step in stride]
-    return _Array(np.lib.stride_tricks.as_strided(numbers[offset:], size, steps).copy())
+    return np.lib.stride_tricks.as_strided(numbers[offset:], size, steps).copy()
 
 
-def _parameter(tensor: _Array, *_: Any) -> _Array:
-    return tensor
+def _parameter(plain: _Plain, args: tuple, _: Any, depth: int) -> Any:
+    return plain.value(args[0], depth)
+
+
+def _shape(plain: _Plain, shape: Any) -> tuple[int, ...]:
+    shape = plain.value(shape)
+    if type(shape) is not tuple or len(shape) > MAX_AXES or not all(type(length) is int for length in shape):
+        raise ValueError(f"a shape that is no tuple of at most {MAX_AXES} numbers")
+    return shape
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _Function(OrderedDict),
-    ("builtins", "bytes"): _Function(lambda: b""),  # how protocol 2 has the empty ones
-    ("__builtin__", "bytes"): _Function(lambda: b""),
+    ("collections", "OrderedDict"): _Dictionaries(_ordered),
+    ("builtins", "bytes"): _Function(_nothing),  # how protocol 2 has the empty ones
+    ("__builtin__", "bytes"): _Function(_nothing),
     ("_codecs", "encode"): _Function(_encoded),
-    ("numpy", "dtype"): _Function(_Dtype),
+    ("numpy", "dtype"): _Function(_dtype, stateless=False),
     ("numpy", "ndarray"): "ndarray",
     **{
-        (f"numpy.{core}.{module}", name): _Function(call)
+        (f"numpy.{core}.{module}", name): _Function(call, stateless=stateless)
         for core in ("core", "_core")
-        for module, name, call in (
-            ("multiarray", "_reconstruct", _reconstructed),
-            ("multiarray", "scalar", _scalar),
-            ("numeric", "_frombuffer", _from_buffer),
+        for module, name, call, stateless in (
+            ("multiarray", "_reconstruct", _reconstructed, False),
+            ("multiarray", "scalar", _scalar, True),
+            ("numeric", "_frombuffer", _from_buffer, True),
         )
     },
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_tensor),
@@ -244,20 +370,3 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     ("torch.storage", "_load_from_bytes"): _Function(_storage),
     **{("torch", name): dtype for name, dtype in STORAGES.items()},
 }
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """The value with its stand-ins replaced by what they stand for."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}")
-    if isinstance(value, _Array):
-        return value.content if isinstance(value.content, np.ndarray) else _plain(value.content, depth + 1)
-    if isinstance(value, dict):
-        if not all(isinstance(key, str | int) for key in value):
-            raise ValueError("keys other than text and numbers")
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(item, depth + 1) for item in value)
-    if value is None or isinstance(value, str | bytes | bool | int | float | complex):
-        return value
-    raise ValueError(f"a {type(value).__name__} among the data")

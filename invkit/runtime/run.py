@@ -33,6 +33,7 @@ from invkit.runtime.arithmetic import allow_tf32
 from invkit.runtime.commandline import complaint, misnamed, missing, overrides_of
 from invkit.runtime.files import project_folder, written_aside
 from invkit.runtime.log import Log
+from invkit.runtime.networks import rebuilt
 from invkit.runtime.pace import Pace, duration
 from invkit.runtime.settings import differences, dotted_keys, targets
 from invkit.runtime.shipped import located
@@ -247,30 +248,14 @@ def load_module(path: str | Path, module: str = "generator", state: str | None =
 
     Raises:
         FileNotFoundError: there is no such checkpoint, and none of that name ships.
-        ValueError: the checkpoint has no such network or weights, or they do not fit each other.
+        ValueError: the checkpoint has no such network or weights, they do not fit each other, or its configuration
+            names what a checkpoint may not name (see `invkit.runtime.networks`).
     """
     path, payload = _read(located(path))
-    state = state or module
-    networks = payload.get("config", {}).get("task", {})
-    if not isinstance(networks.get(module), Mapping):
-        raise ValueError(f"{path}: its stored configuration has no network task.{module}, only {sorted(networks)}")
-    weights = payload["modules"].get(state)
-    if weights is None:
-        raise ValueError(f"{path}: no weights named {state}, only {sorted(payload['modules'])}")
-    if all(key.startswith("module.") for key in weights):
-        weights = {key.removeprefix("module."): value for key, value in weights.items()}  # saved by a running average
-    for where, target in targets(networks[module], f"task.{module}"):
-        # Building a network calls constructors alone; a function would be called with arguments of the file's choice.
-        if not isinstance(locate_trusted(target, where), type):
-            raise ValueError(f"{path}: {where} of its stored configuration is not a class: {target}")
-    network = instantiate_trusted(networks[module])
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"{path}: task.{module} of its stored configuration is not a network but {type(network)}")
     try:
-        network.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights {state} do not fit task.{module}: {error}") from error
-    return network.eval().requires_grad_(False)
+        return rebuilt(payload, module, state or module, locate_trusted).eval().requires_grad_(False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def composed(

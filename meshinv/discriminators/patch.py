@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
 from meshinv.layers import scaled_channels
 
 
@@ -22,6 +23,7 @@ class LayoutKeepingInstanceNorm(nn.InstanceNorm2d):
         return normalized.contiguous(memory_format=torch.channels_last) if channels_last else normalized
 
 
+@storable
 class PatchDiscriminator(nn.Module):
     """Logits for overlapping patches; 4x4 convolutions, instance normalization without weights, leaky ReLU.
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
 from meshinv.layers import SpectralMapConv, scaled_channels
 from meshinv.mesh import UVMaps
 
@@ -67,6 +68,7 @@ class MapDiscriminator(nn.Module):
         return logits + (features * self.projector(label)[..., None, None]).sum(dim=1, keepdim=True)
 
 
+@storable
 class UVDiscriminator(nn.Module):
     """Discriminators of the texture (d1), of shape and coarse texture (d2) and of the texture at a quarter of the
     side (d3).

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from invkit.batch import Batch
 from invkit.geometry.camera import Camera
+from invkit.runtime.networks import storable
 from nerfinv.encoder.heads import CanonicalHead, LatentHead, PoseHead
 from nerfinv.encoder.segformer import SegFormer
 
@@ -30,6 +31,7 @@ class Canonical(Batch):
     latent: Float[Tensor, "B L"]
 
 
+@storable
 class Encoder(nn.Module):
     """Canonical map, mask and style vector of images.
 
@@ -70,6 +72,7 @@ class Encoder(nn.Module):
         return Canonical(coords, mask, self.latent_head(features))
 
 
+@storable
 class PoseRegressor(nn.Module):
     """Cameras of images, named directly.
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
+
 STAGES = (1, 2, 3, 4)
 STRIDE = 4
 """Pixels of the image per pixel of the finest map."""
@@ -207,6 +209,7 @@ class TokenLinear(nn.Module):
         return self.proj(tokens)
 
 
+@storable
 class SegFormer(MixTransformer):
     """One map of features at 1/4 of the image's side, made of all stages.
 

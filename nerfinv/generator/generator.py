@@ -3,6 +3,7 @@
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from invkit.runtime.networks import storable
 from nerfinv.field import LaplaceDensity, RadianceField, SoftplusDensity
 from nerfinv.generator.decoder import PlaneDecoder
 from nerfinv.generator.mapping import Mapping
@@ -11,6 +12,7 @@ from nerfinv.generator.synthesis import Synthesis
 from nerfinv.generator.view import ViewHead
 
 
+@storable
 class Generator(nn.Module):
     """Objects in a box from styles, styles from latents.
 

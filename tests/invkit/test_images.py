@@ -1,10 +1,12 @@
 import os
+import struct
+import zlib
 from math import isclose
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from invkit import images
 
@@ -204,3 +206,69 @@ def test_an_interrupted_write_leaves_the_old_picture(tmp_path, monkeypatch):
         images.write_png(tmp_path / "a.png", torch.ones(3, 4, 4))
     assert (tmp_path / "a.png").read_bytes() == before
     assert isclose(images.read_image(tmp_path / "a.png").mean().item(), 128 / 255)
+
+
+@pytest.mark.parametrize("kind, suffix", [("EPS", ".jpg"), ("GIF", ".png"), ("PPM", ".webp"), ("ICO", ".bmp")])
+def test_only_kinds_of_a_list_are_decoded_whatever_they_are_named(tmp_path, kind, suffix):
+    Image.new("RGB", (16, 16)).save(tmp_path / f"a{suffix}", format=kind)
+    with pytest.raises(ValueError, match="none of BMP, JPEG, PNG, TIFF, WEBP"):
+        images.read_image(tmp_path / f"a{suffix}")
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch, recwarn):
+    def png(width: int, height: int) -> bytes:
+        def chunk(kind: bytes, content: bytes) -> bytes:
+            body = kind + content
+            return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    for size in ((8192, 8193), (20_000, 20_000)):
+        (tmp_path / "bomb.png").write_bytes(png(*size))
+        with pytest.raises(ValueError, match=r"bomb\.png has .* pixels, more than 67,108,864 .*: make it smaller"):
+            images.read_image(tmp_path / "bomb.png")
+    assert not recwarn.list
+
+
+def test_numbers_of_unknown_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((4, 4), 70_000, np.int32)).save(tmp_path / "wide.tif")
+    for name in ("float.tif", "wide.tif"):
+        with pytest.raises(ValueError, match=rf"{name}: .*save it with 8 or 16 bits"):
+            images.read_image(tmp_path / name)
+
+
+def masks() -> dict[str, np.ndarray]:
+    """Ways in which the same silhouette is drawn as RGBA."""
+    inside = np.zeros((20, 20), bool)
+    inside[5:15, 3:12] = True
+    photo = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
+    alpha, white = 255 * inside.astype(np.uint8), np.full((20, 20, 3), 255, np.uint8)
+    drawn = np.repeat(alpha[..., None], 3, axis=2)
+    room = np.pad(np.full((18, 18), 255, np.uint8), 1)
+    return {
+        "white on black": np.dstack([drawn, white[..., 0]]),
+        "the object cut out": np.dstack([photo, alpha]),
+        "white, the rest transparent": np.dstack([white, alpha]),
+        "black, the rest transparent": np.dstack([0 * white, alpha]),
+        "black on transparent white": np.dstack([255 - drawn, alpha]),
+        "white on transparent black": np.dstack([drawn, alpha]),
+        "white on black in a transparent frame": np.dstack([drawn, room]),
+    }
+
+
+@pytest.mark.parametrize("name", list(masks()))
+def test_a_silhouette_is_read_from_alpha_where_it_is_there(tmp_path, name):
+    Image.fromarray(masks()[name]).save(tmp_path / "mask.png")
+    expected = masks()["white on black"][None, ..., 0] > 0
+    assert ((images.read_mask(tmp_path / "mask.png") > 0.5).numpy() == expected).all()
+
+
+def test_a_mask_of_zeros_and_ones_is_named_with_the_way_out(tmp_path):
+    Image.fromarray((masks()["white on black"][..., 0] > 0).astype(np.uint8)).save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=r"largest value of the mask .*mask\.png is 1 of 255: multiply it"):
+        images.read_mask(tmp_path / "mask.png")
+    Image.new("L", (4, 4)).save(tmp_path / "mask.png")
+    assert not images.read_mask(tmp_path / "mask.png").any()

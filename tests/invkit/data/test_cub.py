@@ -251,7 +251,7 @@ def test_predicted_masks_replace_the_annotated_ones_by_position(tmp_path):
     (masks / "3.npy").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"3\.npy"):
         dataset[3]
-    np.save(masks / "3.npy", np.zeros((4, 4)))
+    np.save(masks / "3.npy", np.ones((4, 4)))
     with pytest.raises(ValueError, match=r"\(4, 4\)"):
         dataset[3]
 

@@ -1,4 +1,5 @@
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -384,3 +385,62 @@ def test_carla_is_checked_and_shown(tmp_path, capsys):
     assert "000001.png" in error
     assert "000002_extrinsics.npy" in error
     assert "2 problems" in error
+
+
+def whole(source: Path) -> dict[str, np.ndarray]:
+    with np.load(source / "cameras_cmr/cmr_cameras.npz") as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda arrays: {"rot": arrays["rot"][:2]}, r"rot is float64 \[2, 3, 3\], not numbers \[3, 3, 3\]"),
+        (lambda arrays: {"scale": arrays["scale"] * np.nan}, "scale has numbers that are not finite"),
+        (lambda arrays: {"rot": 5 * arrays["rot"]}, "rot of image 12 is no rotation"),
+        (lambda arrays: {"scale": -arrays["scale"]}, "scale is not positive"),
+        (lambda arrays: {"trans": np.array([{}] * 3, dtype=object)}, "holds object"),
+    ],
+)
+def test_cameras_that_are_none_are_named(source, change, message, capsys):
+    arrays = whole(source)
+    np.savez(source / "cameras_cmr/cmr_cameras.npz", **{**arrays, **change(arrays)})
+    assert prepare_data.main(["cub-subset", str(source), "--check"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(rf"cmr_cameras\.npz.*{message}", said)
+    assert said.count("\n") == 2
+
+
+def test_truncated_cameras_at_every_length_are_one_line(source, capsys):
+    path = source / "cameras_cmr/cmr_cameras.npz"
+    content = path.read_bytes()
+    for length in range(0, len(content), 331):
+        path.write_bytes(content[:length])
+        assert prepare_data.main(["cub-subset", str(source), "--check"]) == 1
+        said = capsys.readouterr().err
+        assert "cmr_cameras.npz" in said
+        assert said.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("good_ids.txt", b"", r"good_ids\.txt lists no birds"),
+        ("good_ids.txt", b"11 007.K\xff/a.jpg 1\n", r"good_ids\.txt: line 1 is not UTF-8"),
+        ("good_ids.txt", b"11 ../../../../scripts/demo.py 1\n", r"good_ids\.txt: the name .* leads out"),
+        ("image_sizes.txt", b"11 007.Kind/Kind_0.jpg 80 60 0 0\n", "a size below 1"),
+        ("annotations/bounding_boxes.txt", b"11 nan 1 2 3\n", "a box that is not finite"),
+    ],
+)
+def test_damaged_lists_of_birds_are_named(source, file, content, message, capsys):
+    (source / file).write_bytes(content)
+    assert prepare_data.main(["cub-subset", str(source), "--check"]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_damaged_receipt_is_named(source, tmp_path, capsys):
+    for content in ("{", "[1]", "[" * 100_000):
+        (tmp_path / "made").mkdir(exist_ok=True)
+        (tmp_path / "made" / "prepared.json").write_text(content)
+        assert prepare_data.main(["cub-subset", str(source), str(tmp_path / "made")]) == 1
+        assert "prepared.json is damaged; remove" in capsys.readouterr().err

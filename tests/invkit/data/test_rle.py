@@ -1,5 +1,7 @@
 """Run lengths against silhouettes drawn here, with texts that pycocotools 2.0 has written."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,13 @@ def test_any_silhouette_comes_back():
 def test_runs_that_are_none_are_refused(counts, message):
     with pytest.raises(ValueError, match=message):
         decode(counts, 4, 6)
+
+
+@pytest.mark.parametrize(
+    "counts, size", [([10**12], (10**6, 10**6)), (b"o" * 1_000_000 + b"0", (3, 3)), ([6], (-2, -3)), ([0], (0, 4))]
+)
+def test_runs_that_would_take_all_memory_or_time_are_refused(counts, size):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"silhouette of|too many digits"):
+        decode(counts, *size)
+    assert time.monotonic() - start < 1

@@ -156,3 +156,15 @@ def test_images_that_fail_leave_a_record_and_stop_no_other(tmp_path):
     album.read.clear()
     assert list(invert_all(inverter, album, store, store.missing(album.names))) == []
     assert album.read == [], "nothing is read again"
+
+
+def test_names_of_any_length_have_files_of_their_own(tmp_path, searched):
+    estimate, trace = searched
+    names = ["\u9e1f" * 60, "\u9e1f" * 60 + "2", "\u0441\u043d\u0435\u0433\u0438\u0440\u044c" * 20, "a" * 5000]
+    store = RecordStore(tmp_path / "records")
+    store.write(names, [0, 1, 2, 3], estimate, trace)
+    store.write_details(names[0], "toy", {"color": torch.zeros(1, 2)})
+    assert store.names() == sorted(names)
+    assert store.missing(names) == []
+    assert all(store.searched(name).name == name for name in names)
+    assert max(len(path.name) for path in tmp_path.rglob("*")) < 200

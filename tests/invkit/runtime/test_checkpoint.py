@@ -1,12 +1,14 @@
+import errno
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from invkit.runtime.checkpoint import Checkpoints, load, save
+from invkit.runtime.checkpoint import Checkpoints, load, load_foreign, save
 
 
 def some_state(seed: int = 0) -> dict:
@@ -204,3 +206,46 @@ def test_resuming_and_pruning_do_not_see_the_best(tmp_path):
     (tmp_path / ".best.pt.77.partial").write_bytes(b"half")
     checkpoints.clean()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "checkpoint-00000003.pt"]
+
+
+@pytest.mark.parametrize("read", [load, load_foreign])
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path, read, monkeypatch):
+    save(tmp_path / "a.pt", {"a": torch.zeros(1000)})
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as whole,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as b,
+    ):
+        for member in whole.infolist():
+            b.writestr(member.filename, whole.read(member))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match=r"b\.pt is damaged.*unpacks to more than its size"):
+        read(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    "fault, kind",
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (OSError(errno.ESTALE, "Stale file handle"), OSError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), MemoryError),
+        (MemoryError(), MemoryError),
+    ],
+)
+def test_a_fault_that_may_pass_is_not_taken_for_damage(tmp_path, monkeypatch, fault, kind):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"a": 1})
+    checkpoints.save(2, {"a": 2})
+    checkpoints.save_best(2, 0.5, {"a": 2})
+    before = checkpoints.best.read_bytes()
+
+    def fail(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", fail)
+        for read in (checkpoints.latest, lambda: checkpoints.save_best(3, 0.7, {"a": 3})):
+            with pytest.raises(kind, match=r"checkpoint-00000002|best") as caught:
+                read()
+            assert not isinstance(caught.value, ValueError)
+    assert checkpoints.best.read_bytes() == before
+    assert checkpoints.latest()[1] == {"a": 2}
