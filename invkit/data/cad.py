@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import scipy.io
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from invkit.data import pascal3d
 from invkit.data.cmr import OBTAIN
+from invkit.runtime import matlab
 from invkit.types import Views
 
 KEY_POINTS = {
@@ -109,7 +109,7 @@ def read_cads(path: str | Path, category: str = "car") -> list[Cad]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; {OBTAIN}")
     try:
-        models = np.atleast_1d(scipy.io.loadmat(path, squeeze_me=True, struct_as_record=False)[category])
+        models = np.atleast_1d(matlab.read_mat(path)[category])
         return [_cad(model, KEY_POINTS[category]) for model in models]
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, OSError, NotImplementedError) as error:
         raise ValueError(f"cannot read {path} ({error!r}); {OBTAIN}") from error

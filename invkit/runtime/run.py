@@ -342,7 +342,7 @@ def _in_short(script: Path) -> Iterator[None]:
     """A user's mistake becomes one line and status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, OmegaConfBaseException) as error:
+    except (ValueError, OSError, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         absent = isinstance(error, MissingMandatoryValue)
