@@ -147,13 +147,16 @@ class Checkpoints:
 
     Args:
         keep: how many of the newest stay. With two or more, a damaged newest file costs one interval and not the run.
+        keep_every: those after a multiple of so many steps stay for good. None: the newest alone.
     """
 
-    def __init__(self, dir: Path | str, keep: int = 3) -> None:
+    def __init__(self, dir: Path | str, keep: int = 3, keep_every: int | None = None) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, not {keep}")
+        if keep_every is not None and keep_every < 1:
+            raise ValueError(f"keep_every must be a number of steps, or null; got {keep_every}")
         self.dir = Path(dir)
-        self.keep = keep
+        self.keep, self.keep_every = keep, keep_every
 
     def path(self, step: int) -> Path:
         return self.dir / f"checkpoint-{step:08d}.pt"
@@ -168,16 +171,20 @@ class Checkpoints:
         return [path for _, path in self._files()]
 
     def save(self, step: int, payload: Mapping[str, Any]) -> None:
-        """Write the state after `step` steps, then drop all but the newest `keep`.
+        """Write the state after `step` steps, then drop all but the newest `keep` and those kept for good.
 
         Files of later steps belong to a future that was left (or were damaged), so they go too.
         """
         save(self.path(step), payload)
         files = self._files()
-        past = [path for at, path in files if at <= step]
+        past = [(at, path) for at, path in files if at <= step]
+        old = [path for at, path in past[: -self.keep] if not self._stays(at)]
         future = [path for at, path in files if at > step]
-        for path in past[: -self.keep] + future:
+        for path in old + future:
             path.unlink(missing_ok=True)
+
+    def _stays(self, step: int) -> bool:
+        return self.keep_every is not None and step % self.keep_every == 0
 
     def save_best(self, step: int, score: float, payload: Mapping[str, Any]) -> bool:
         """Write the state after `step` steps to `best` if its score is below that of the file there; says if it did.

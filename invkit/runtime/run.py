@@ -105,7 +105,8 @@ class Run:
                 wandb=wandb if wandb.get("mode", "disabled") != "disabled" else None,
                 main=main,
             )
-            self.checkpoints = checkpoint.Checkpoints(self.dir / "checkpoints")
+            kept = self.config["run"].get("keep_every")
+            self.checkpoints = checkpoint.Checkpoints(self.dir / "checkpoints", keep_every=kept)
         except BaseException:
             self._leave()
             raise

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "page", "detailed", "single_file", "tile")
+MACHINE_SPECIFIC = ("run.dir", "run.device", "run.wandb", "run.keep_every", "page", "detailed", "single_file", "tile")
 """Settings that say where and how a run is watched and shown, not what it computes; a run may go on with others."""
 
 ROOT = "the configuration"

@@ -95,6 +95,17 @@ def test_the_newest_few_are_kept(tmp_path):
         Checkpoints(tmp_path, keep=0)
 
 
+def test_some_are_kept_for_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2, keep_every=20)
+    for step in range(5, 75, 5):
+        checkpoints.save(step, {"step": step})
+    assert [checkpoints.path(step) for step in (20, 40, 60, 65, 70)] == checkpoints.paths()
+    checkpoints.save(30, {"step": 30})  # again from before: the future goes, kept for good or not
+    assert [checkpoints.path(step) for step in (20, 30)] == checkpoints.paths()
+    with pytest.raises(ValueError, match="keep_every must be a number of steps"):
+        Checkpoints(tmp_path, keep_every=0)
+
+
 def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
