@@ -74,7 +74,8 @@ def evaluate(cfg: DictConfig) -> None:
         if run.rank == 0 and cfg.page:
             show(Path(cfg.inversion), result["protocols"], single_file=cfg.single_file)
         if run.rank == 0:
-            for line in [*table(result), *(() if refined(store) else changed(result))]:
+            # Of boxes, or refined, the overlap is another one than the search's.
+            for line in [*table(result), *(() if refined(store) or boxed(cfg) else changed(result))]:
                 run.log.message(line)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import runpy
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -240,7 +241,7 @@ def test_photographs_without_cameras_are_refused_in_a_few_words(photographs, tmp
     folder = tmp_path / "mine"
     folder.mkdir()
     for row in rows:
-        (folder / row["image"]).symlink_to(photographs / row["image"])
+        shutil.copy(photographs / row["image"], folder)
     del rows[1]["camera"]
     (folder / "manifest.json").write_text(json.dumps({"images": rows}))
     overrides = ["experiment=meshinv_pseudo_truth_folder", f"folder={folder}", "model=small"]

@@ -140,7 +140,7 @@ class _Player:
         others = list({id(parameter): parameter for parameter in everything if id(parameter) not in known}.values())
         return _Player(phase, own, others, GradScaler(device.type) if phase.autocast is torch.float16 else None)
 
-    def move(self, batch: Any, step: int, device: torch.device, weight: float) -> dict[str, float]:
+    def move(self, batch: Any, step: int, device: torch.device, weight: float = 1.0) -> dict[str, float]:
         """Step the optimizer unless something is not finite. The terms and the gradient's norm, over all ranks.
 
         Args:
@@ -197,11 +197,11 @@ class _Player:
 
 def _weight(batch: Any, device: torch.device) -> float:
     """How much this rank's part of the batch counts: its size relative to the mean over ranks."""
-    if dist.world_size() == 1 or not hasattr(batch, "__len__"):
+    if dist.world_size() == 1 or not hasattr(batch, "__len__") or getattr(batch, "shape", None) == ():
         return 1.0
     mean = torch.tensor(float(len(batch)), device=device)
     dist.all_reduce_mean([mean])
-    return len(batch) / mean.item()
+    return len(batch) / mean.item() if mean else 1.0  # what a task draws itself comes as an empty batch
 
 
 def _advance(players: Sequence[_Player], state: TrainState, batch: Any, step: int, run: Run, weight: float) -> None:
